@@ -1,0 +1,190 @@
+"""One batch through `model.generate`, for any encoder-decoder model of transformers.
+
+- Every sentence has its own length limit, so that its translation doesn't depend on which sentences share its batch.
+- Scores come from a second, teacher-forced pass of the decoder instead of `output_scores=True`, which would keep the
+  whole vocabulary for every step and beam. They mean the same for greedy search, beams and sampling.
+- The start token may be the end of sentence (BART), and beam search fills rows up with the end of sentence where
+  padding is id 0 (ours): `_cut` drops the first column and trusts limits before tokens.
+
+Shapes: B sentences, N = B * num_return_sequences hypotheses (sentence after sentence), S source and T target length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutput
+
+
+MAX_LOGITS = 2**25  # largest block of (hypotheses, T, vocabulary) scores held at once, in numbers
+BEAM_OPTIONS = ("early_stopping", "length_penalty")  # transformers warns if they come with one beam
+
+
+@dataclass(frozen=True)
+class GeneratedBatch:
+    """What a model wrote for B sentences, as N hypotheses; those of a sentence follow each other, best first.
+
+    Attributes:
+        sequences: Token ids without the start token, up to and with the end of sentence.
+        scores: (N,) log-probability / length ** length_penalty, or None if not asked for.
+        finished: (N,) True where the end of sentence was reached within the limit.
+    """
+
+    sequences: list[list[int]]
+    scores: Tensor | None
+    finished: Tensor
+
+
+class SentenceLimits(StoppingCriteria):
+    """Ends each sentence at its own number of new tokens; its beams, candidates or samples are neighbouring rows.
+
+    Args:
+        limits: (B,) new tokens, with the end of sentence.
+    """
+
+    def __init__(self, limits: Tensor):
+        self.limits = limits
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        limits = self.limits.repeat_interleave(input_ids.shape[0] // self.limits.shape[0])
+        return input_ids.shape[1] - 1 >= limits
+
+
+def length_limits(attention_mask: Tensor, max_length_a: float = 2.0, max_length_b: int = 20) -> Tensor:
+    """The most tokens a translation may have: ceil(a * source tokens) + b, (B, S) to (B,); fairseq's names."""
+    return (max_length_a * attention_mask.sum(-1)).ceil().long() + max_length_b
+
+
+def position_limit(stack: nn.Module) -> int | None:
+    """The most tokens that an encoder or decoder has positions for; None if its scheme goes on for ever."""
+    limits = []
+    for name, module in stack.named_modules():
+        if isinstance(getattr(module, "max_length", None), int):  # ours
+            limits.append(module.max_length)
+        elif (
+            name.endswith("embed_positions")
+            and isinstance(module, nn.Embedding)
+            and not hasattr(module, "make_weight")
+        ):
+            limits.append(module.num_embeddings - getattr(module, "offset", 0))  # make_weight: FSMT's table grows
+    return min(limits, default=None)
+
+
+def generate_batch(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    encoder_outputs: BaseModelOutput | None = None,
+    limits: Tensor | None = None,
+    num_beams: int | None = None,
+    num_return_sequences: int = 1,
+    length_penalty: float | None = None,
+    return_scores: bool = False,
+    **generation: Any,
+) -> GeneratedBatch:
+    """Translates one padded batch with `model.generate`.
+
+    Args:
+        model: Encoder-decoder model; the caller chooses train or eval mode.
+        input_ids: (B, S) source tokens.
+        attention_mask: (B, S) ones for tokens, zeros for padding.
+        encoder_outputs: What the encoder made of them, if it has run; left as it is.
+        limits: (B,) most new tokens of each sentence; `length_limits(attention_mask)` if None. Positions that the
+            decoder doesn't have lower it, and such outputs count as not finished.
+        num_beams: 1 is greedy search, or sampling with `do_sample=True`; the model's own setting if None.
+        num_return_sequences: Hypotheses a sentence.
+        length_penalty: Exponent of the length in scores; the model's own setting if None.
+        return_scores: Whether to compute scores.
+        **generation: Further options of `generate`, such as `early_stopping`, `do_sample`, `top_p`.
+
+    Samples, unlike other outputs, depend on the batch: its sentences share one random stream.
+    """
+    defaults = model.generation_config
+    num_beams = num_beams or defaults.num_beams or 1
+    if length_penalty is None:
+        length_penalty = 1.0 if defaults.length_penalty is None else defaults.length_penalty
+    limits = length_limits(attention_mask) if limits is None else limits.to(input_ids.device)
+    if (positions := position_limit(model.get_decoder())) is not None:
+        limits = limits.clamp(max=positions)
+    if return_scores and encoder_outputs is None:
+        encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+    if num_beams > 1:
+        generation["length_penalty"] = length_penalty
+    else:
+        generation = {key: value for key, value in generation.items() if key not in BEAM_OPTIONS}
+    if encoder_outputs is not None:
+        generation["encoder_outputs"] = type(encoder_outputs)(**encoder_outputs)  # generate repeats its rows in place
+    rows = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
+        max_length=1 + int(limits.max()),
+        max_new_tokens=None,  # a model's own setting would clash with max_length
+        forced_eos_token_id=None,  # BART's and Marian's would end only the longest sentences of a batch
+        stopping_criteria=StoppingCriteriaList([SentenceLimits(limits)]),
+        **generation,
+    )  # (N, 1 + T)
+    eos = torch.tensor(defaults.eos_token_id).reshape(-1).tolist()
+    sequences = _cut(rows, limits.repeat_interleave(num_return_sequences).tolist(), eos)
+    finished = torch.tensor([sequence[-1] in eos for sequence in sequences])
+    if encoder_outputs is None or not return_scores:
+        return GeneratedBatch(sequences, None, finished)
+    log_probs = sequence_log_probs(model, sequences, encoder_outputs, attention_mask, start=int(rows[0, 0]))
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return GeneratedBatch(sequences, log_probs / lengths**length_penalty, finished)
+
+
+def _cut(rows: Tensor, limits: Sequence[int], eos: Sequence[int]) -> list[list[int]]:
+    """Rows without start token and whatever fills them up, (N, 1 + T) to N lists."""
+    sequences = []
+    for row, limit in zip(rows[:, 1:].tolist(), limits, strict=True):
+        end = next((i for i, token in enumerate(row[:limit]) if token in eos), limit - 1)
+        sequences.append(row[: end + 1])
+    return sequences
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    encoder_outputs: BaseModelOutput,
+    attention_mask: Tensor,
+    *,
+    start: int,
+) -> Tensor:
+    """The model's log-probability of each of N token sequences, natural logarithm, (N,) float32 on the CPU.
+
+    Args:
+        model: Encoder-decoder model.
+        sequences: N token sequences without start token; N / B of them for each sentence, in order.
+        encoder_outputs: Its `last_hidden_state` is (B, S, D).
+        attention_mask: (B, S).
+        start: The decoder's first token.
+
+    A first token that `generate` was made to write (`forced_bos_token_id`) counts as certain, as in beam search.
+    """
+    device, states = attention_mask.device, encoder_outputs.last_hidden_state
+    per_sentence = len(sequences) // len(states)
+    targets = pad_sequence([torch.tensor(row) for row in sequences], batch_first=True, padding_value=-100).to(device)
+    inputs = torch.cat((torch.full_like(targets[:, :1], start), targets[:, :-1].clamp(min=0)), dim=1)  # (N, T)
+    if model.generation_config.forced_bos_token_id is not None:
+        targets[:, 0] = -100
+    size = max(1, MAX_LOGITS // (targets.shape[1] * model.get_output_embeddings().weight.shape[0]))
+    sums = []
+    for rows in torch.arange(len(sequences), device=device).split(size):
+        sources = rows // per_sentence
+        logits = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states[sources]),
+            attention_mask=attention_mask[sources],
+            decoder_input_ids=inputs[rows],
+            use_cache=False,
+        ).logits  # (n, T, V)
+        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets[rows], reduction="none")  # (n, T)
+        sums.append(-losses.sum(-1))
+    return torch.cat(sums).cpu()

@@ -1,0 +1,105 @@
+"""Cross entropy over a vocabulary without ever holding the scores of a batch.
+
+- Rows that carry no label never reach the vocabulary projection.
+- The rest pass through it a slice at a time; the gradient of a slice is computed right after its scores, in the same
+  memory, so that one slice is all that is kept (the idea of Liger Kernel, https://arxiv.org/abs/2410.10989, and of
+  Wijmans et al. 2024, https://arxiv.org/abs/2411.09009).
+- Label smoothing costs no second pass: its gradient is a constant and its loss a mean of the same scores.
+- The unsmoothed loss and the number of right guesses fall out of the same slices, and are returned for the log.
+
+Shapes: N rows (positions), D d_model, V vocabulary size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+IGNORE_INDEX = -100
+SLICE_ELEMENTS = 4_194_304  # scores held at a time: 16 MiB in float32, about the size of a processor's last cache
+
+
+class LossSums(NamedTuple):
+    """Sums over the labels of a batch, each a scalar float32 tensor; only `loss` has a gradient."""
+
+    loss: Tensor  # smoothed
+    nll: Tensor  # unsmoothed negative log-likelihood, in nats
+    num_correct: Tensor
+    num_tokens: Tensor
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sums of the smoothed loss, the unsmoothed loss and right guesses of `hidden @ weight.T`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, needs_gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        vocab_size = weight.shape[0]
+        rows_in_slice = max(1, SLICE_ELEMENTS // vocab_size)
+        sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_gradient else None  # (N, D)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None  # (V, D)
+        for start in range(0, hidden.shape[0], rows_in_slice):
+            rows = slice(start, start + rows_in_slice)
+            scores = (hidden[rows] @ weight.T).float()  # (rows, V)
+            index = labels[rows, None]
+            maximum = scores.amax(-1, keepdim=True)
+            right = scores.gather(-1, index)
+            mean = scores.mean(-1, keepdim=True)
+            probabilities = scores.sub_(maximum).exp_()
+            total = probabilities.sum(-1, keepdim=True)
+            log_total = total.log() + maximum
+            sums[0] += (log_total - (1 - smoothing) * right - smoothing * mean).sum()
+            sums[1] += (log_total - right).sum()
+            sums[2] += (right == maximum).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            gradient = probabilities.div_(total).sub_(smoothing / vocab_size)
+            gradient.scatter_add_(-1, index, torch.full_like(right, smoothing - 1))
+            gradient = gradient.to(hidden.dtype)
+            torch.mm(gradient, weight, out=grad_hidden[rows])
+            grad_weight += gradient.T @ hidden[rows]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        loss, nll, num_correct = sums.unbind()
+        ctx.mark_non_differentiable(nll, num_correct)
+        return loss, nll, num_correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
+        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight, None, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> LossSums:
+    """Loss of the scores `hidden @ weight.T`, which are never held at once.
+
+    With p the softmax of a row's scores z, y its label and eps the smoothing, the loss of a row is
+    -(1 - eps) log p[y] - eps / V sum_v log p[v] = logsumexp(z) - (1 - eps) z[y] - eps mean(z)
+    (Szegedy et al. 2016, section 7, https://arxiv.org/abs/1512.00567); checked against
+    `torch.nn.functional.cross_entropy` in value and gradient.
+
+    Args:
+        hidden: (..., D) states of the decoder.
+        weight: (V, D) output embeddings.
+        labels: (...) token ids; rows labelled -100 are dropped first.
+        label_smoothing: eps, at least 0 and less than 1.
+
+    Returns:
+        Sums over all labels, not means: what to divide by is known only to whoever sees the whole batch.
+    """
+    kept = labels != IGNORE_INDEX
+    hidden, labels = hidden[kept], labels[kept]  # (N, D), (N,)
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        hidden = hidden.to(torch.get_autocast_dtype(device_type))
+    weight = weight.to(hidden.dtype)
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    with torch.autocast(device_type, enabled=False):
+        loss, nll, num_correct = _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, needs_gradient)
+    return LossSums(loss, nll, num_correct, kept.sum().float())

@@ -1,0 +1,638 @@
+"""The encoder-decoder Transformer of hf_mt.
+
+- Self- and cross-attention are two classes, pre- and post-norm are two classes: no forward asks which kind it is.
+- Positions enter only through the hooks of a `PositionEncoding`; masks are built once a stack by transformers and
+  passed on untouched; kernels are chosen by name (`attn_implementation`).
+- The loss never holds the scores of a batch: see `loss_hf_mt.py`. In training a call with labels returns no logits.
+- This folder travels with the weights to the Hub: it imports only torch, transformers and its own files.
+
+Shapes: B batch, S source length, T target length, Q query length, K key length, H heads, E head size, D d_model,
+V vocabulary size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_hf_mt import HfMtConfig
+from .loss_hf_mt import IGNORE_INDEX, linear_cross_entropy
+from .position_encodings import POSITION_ENCODINGS, PositionEncoding
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain operations: (B, H, Q, E), twice (B, H, K, E) to (B, Q, H, E) and weights (B, H, Q, K)."""
+    scores = query @ key.transpose(2, 3) * scaling  # (B, H, Q, K)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class HfMtAttention(nn.Module):
+    """Projections and heads that both kinds of attention have."""
+
+    is_causal = False
+
+    def __init__(self, config: HfMtConfig, num_heads: int, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.d_model // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.o_proj = nn.Linear(config.d_model, config.d_model)
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """(B, Q, D) to (B, H, Q, E)."""
+        return projected.view(*projected.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, position_bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the kernel that the configuration names: outputs (B, Q, H, E), weights (B, H, Q, K) or None."""
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        return kernel(
+            self,
+            q,
+            k,
+            v,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            position_bias=position_bias,
+        )
+
+
+class HfMtSelfAttention(HfMtAttention):
+    """Attention of a stack to itself; the only place where position encodings act on queries, keys and values."""
+
+    def __init__(self, config: HfMtConfig, num_heads: int, layer_idx: int, *, is_causal: bool):
+        super().__init__(config, num_heads, layer_idx)
+        self.is_causal = is_causal  # read by the sdpa and flash kernels where the mask is None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_encoding: PositionEncoding,
+        position_state: Any,
+        past_key_values: Cache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, Q, D) to (B, Q, D) and weights."""
+        q = self.split_heads(self.q_proj(hidden_states))
+        k = self.split_heads(self.k_proj(hidden_states))
+        v = self.split_heads(self.v_proj(hidden_states))
+        q, k = position_encoding.rotate(q, k, position_state)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)  # (B, H, K, E)
+        bias = position_encoding.bias(q, position_state)
+        attn_output, attn_weights = self.attend(q, k, v, attention_mask, bias)
+        attn_output = position_encoding.add_values(attn_output, attn_weights, position_state)
+        return self.o_proj(attn_output.flatten(2)), attn_weights
+
+
+class HfMtCrossAttention(HfMtAttention):
+    """Attention of the decoder to the source; its keys and values are computed once a sentence."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        encoder_hidden_states: Tensor,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, Q, D) and (B, S, D) to (B, Q, D) and weights (B, H, Q, S)."""
+        q = self.split_heads(self.q_proj(hidden_states))
+        k, v = self.keys_and_values(encoder_hidden_states, past_key_values)
+        attn_output, attn_weights = self.attend(q, k, v, attention_mask)
+        return self.o_proj(attn_output.flatten(2)), attn_weights
+
+    def keys_and_values(
+        self, encoder_hidden_states: Tensor, past_key_values: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both (B, H, S, E), from the cache if it has them."""
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return cached.keys, cached.values
+        k = self.split_heads(self.k_proj(encoder_hidden_states))
+        v = self.split_heads(self.v_proj(encoder_hidden_states))
+        if past_key_values is not None:
+            k, v = past_key_values.cross_attention_cache.update(k, v, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return k, v
+
+
+class HfMtFeedForward(nn.Module):
+    """Two projections with an activation between: (B, Q, D) to (B, Q, D)."""
+
+    def __init__(self, config: HfMtConfig, ffn_dim: int):
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, ffn_dim)
+        self.down_proj = nn.Linear(ffn_dim, config.d_model)
+        self.activation = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.dropout(self.activation(self.up_proj(hidden_states))))
+
+
+class HfMtGatedFeedForward(HfMtFeedForward):
+    """The activation multiplies a third projection (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, config: HfMtConfig, ffn_dim: int):
+        super().__init__(config, ffn_dim)
+        self.gate_proj = nn.Linear(config.d_model, ffn_dim)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gated = self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.dropout(gated))
+
+
+class PreNorm(nn.Module):
+    """Normalises what a block reads (Xiong et al. 2020, https://arxiv.org/abs/2002.04745)."""
+
+    def __init__(self, config: HfMtConfig):
+        super().__init__()
+        self.norm = NORMS[config.norm_type](config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
+        return hidden_states + self.dropout(block(self.norm(hidden_states)))
+
+
+class PostNorm(PreNorm):
+    """Normalises the residual sum, as published in 2017."""
+
+    def forward(self, hidden_states: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.norm(hidden_states + self.dropout(block(hidden_states)))
+
+
+RESIDUALS: dict[str, type[PreNorm]] = {"pre": PreNorm, "post": PostNorm}
+FEED_FORWARDS: dict[bool, type[HfMtFeedForward]] = {False: HfMtFeedForward, True: HfMtGatedFeedForward}
+
+
+class HfMtEncoderLayer(GradientCheckpointingLayer):
+    """Self-attention and a feed-forward block."""
+
+    def __init__(self, config: HfMtConfig, layer_idx: int):
+        super().__init__()
+        residual = RESIDUALS[config.norm_position]
+        self.self_attn = HfMtSelfAttention(config, config.encoder_attention_heads, layer_idx, is_causal=False)
+        self.self_attn_residual = residual(config)
+        self.ffn = FEED_FORWARDS[config.gated_ffn](config, config.encoder_ffn_dim)
+        self.ffn_residual = residual(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_encoding: PositionEncoding,
+        position_state: Any,
+    ) -> Tensor:
+        """(B, S, D) to (B, S, D)."""
+        hidden_states = self.self_attn_residual(
+            hidden_states, lambda x: self.self_attn(x, attention_mask, position_encoding, position_state)[0]
+        )
+        return self.ffn_residual(hidden_states, self.ffn)
+
+
+class HfMtDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention and a feed-forward block."""
+
+    def __init__(self, config: HfMtConfig, layer_idx: int):
+        super().__init__()
+        residual = RESIDUALS[config.norm_position]
+        self.self_attn = HfMtSelfAttention(config, config.decoder_attention_heads, layer_idx, is_causal=True)
+        self.self_attn_residual = residual(config)
+        self.cross_attn = HfMtCrossAttention(config, config.decoder_attention_heads, layer_idx)
+        self.cross_attn_residual = residual(config)
+        self.ffn = FEED_FORWARDS[config.gated_ffn](config, config.decoder_ffn_dim)
+        self.ffn_residual = residual(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_encoding: PositionEncoding,
+        position_state: Any,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """(B, T, D) and (B, S, D) to (B, T, D)."""
+        self_cache = None if past_key_values is None else past_key_values.self_attention_cache
+        hidden_states = self.self_attn_residual(
+            hidden_states,
+            lambda x: self.self_attn(x, attention_mask, position_encoding, position_state, self_cache)[0],
+        )
+        hidden_states = self.cross_attn_residual(
+            hidden_states,
+            lambda x: self.cross_attn(x, encoder_attention_mask, encoder_hidden_states, past_key_values)[0],
+        )
+        return self.ffn_residual(hidden_states, self.ffn)
+
+
+class HfMtPreTrainedModel(PreTrainedModel):
+    """Initial weights, and what transformers needs to know about all models of this file."""
+
+    config: HfMtConfig
+    config_class = HfMtConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HfMtEncoderLayer", "HfMtDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @property
+    def _supports_sdpa(self) -> bool:  # type: ignore[override]
+        """Its kernels keep attention weights to themselves."""
+        return not POSITION_ENCODINGS[self.config.position_encoding].uses_weights
+
+    @property
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]
+        """Its kernels take no bias and would drop one in silence."""
+        return not POSITION_ENCODINGS[self.config.position_encoding].uses_bias
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Linear weights: Xavier uniform, or normal of `init_std`; their biases: zero; norms: one and zero;
+        embeddings: normal of d_model**-0.5 (or `init_std`), so that they have unit variance once scaled; position
+        encodings: their own `reset`."""
+        embedding_std = self.config.init_std or self.config.d_model**-0.5
+        if isinstance(module, PositionEncoding):
+            module.reset(embedding_std)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=embedding_std)
+        elif isinstance(module, nn.Linear) and self.config.init_std is None:
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class HfMtStack(HfMtPreTrainedModel):
+    """Embeddings, position encoding and final norm that encoder and decoder have."""
+
+    def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        encoding = POSITION_ENCODINGS[config.position_encoding]
+        self.position_encoding = encoding(config, num_heads=num_heads, bidirectional=bidirectional)
+        self.dropout = nn.Dropout(config.dropout)
+        # a pre-norm residual stream ends unnormalised; a post-norm one does not
+        self.norm = NORMS[config.norm_type](config.d_model) if config.norm_position == "pre" else nn.Identity()
+        self.gradient_checkpointing = False
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
+        """(B, Q) ids, or (B, Q, D) embeddings, to (B, Q, D)."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids) * self.embed_scale
+        return self.dropout(self.position_encoding.embed(inputs_embeds, positions))
+
+    def check_length(self, length: int | Tensor) -> None:
+        """Raises ValueError if a sequence is longer than the position encoding can take."""
+        limit = self.position_encoding.max_length
+        if limit is not None and int(length) > limit:
+            raise ValueError(
+                f"a sequence of {int(length)} tokens is longer than max_position_embeddings ({limit}) of "
+                f"position_encoding {self.config.position_encoding!r}; shorten it, or train with a larger table "
+                "or with an encoding that has no limit"
+            )
+
+
+def _require_one(ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+    if (ids is None) == (embeds is None):
+        raise ValueError("pass exactly one of token ids and embeddings to each of encoder and decoder")
+    return ids if embeds is None else embeds  # type: ignore[return-value]
+
+
+class HfMtEncoder(HfMtStack):
+    _can_record_outputs = {
+        "attentions": OutputRecorder(HfMtSelfAttention, index=1),
+        "hidden_states": HfMtEncoderLayer,
+    }
+
+    def __init__(self, config: HfMtConfig):
+        super().__init__(config, num_heads=config.encoder_attention_heads, bidirectional=True)
+        self.layers = nn.ModuleList(HfMtEncoderLayer(config, index) for index in range(config.encoder_layers))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """(B, S) ids and mask (1 word, 0 padding) to `last_hidden_state` (B, S, D)."""
+        inputs = _require_one(input_ids, inputs_embeds)
+        self.check_length(inputs.shape[1])
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        hidden_states = self.embed(input_ids, inputs_embeds, positions)
+        mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        state = self.position_encoding.prepare(positions, positions)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, self.position_encoding, state)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+
+
+class HfMtDecoder(HfMtStack):
+    _can_record_outputs = {
+        "attentions": OutputRecorder(HfMtSelfAttention, index=1),
+        "cross_attentions": OutputRecorder(HfMtCrossAttention, index=1),
+        "hidden_states": HfMtDecoderLayer,
+    }
+
+    def __init__(self, config: HfMtConfig):
+        super().__init__(config, num_heads=config.decoder_attention_heads, bidirectional=False)
+        self.layers = nn.ModuleList(HfMtDecoderLayer(config, index) for index in range(config.decoder_layers))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """(B, Q) new ids, the source (B, S, D) and its mask (B, S) to `last_hidden_state` (B, Q, D)."""
+        inputs = _require_one(input_ids, inputs_embeds)
+        if encoder_hidden_states is None:
+            raise ValueError("the decoder needs encoder_hidden_states")
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        self_cache = None if past_key_values is None else past_key_values.self_attention_cache
+        past, length = _past_and_key_length(self_cache, inputs.shape[1])
+        self.check_length(past + inputs.shape[1])
+        positions = torch.arange(inputs.shape[1], device=inputs.device) + past
+        hidden_states = self.embed(input_ids, inputs_embeds, positions)
+        mask = create_causal_mask(self.config, hidden_states, attention_mask, self_cache)
+        cross_mask = create_bidirectional_mask(
+            self.config, hidden_states, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
+        )
+        state = self.position_encoding.prepare(positions, torch.arange(length, device=inputs.device))
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                mask,
+                self.position_encoding,
+                state,
+                encoder_hidden_states,
+                cross_mask,
+                past_key_values=past_key_values,  # by keyword: gradient checkpointing looks for it there
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
+
+
+def _past_and_key_length(cache: Cache | None, query_length: int) -> tuple[int | Tensor, int]:
+    """Number of cached positions, and of keys that attention will see (all slots of a static cache)."""
+    if cache is None:
+        return 0, query_length
+    past = cache.get_seq_length()
+    if isinstance(past, Tensor):
+        past = past.clone()  # a static cache counts in place
+    return past, cache.get_mask_sizes(query_length, 0)[0]
+
+
+class HfMtModel(HfMtPreTrainedModel):
+    """Encoder and decoder without a head: what `AutoModel` loads."""
+
+    _keys_to_ignore_on_load_unexpected = ["lm_head"]
+
+    def __init__(self, config: HfMtConfig):
+        super().__init__(config)
+        if config.tie_embeddings == "all":
+            self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
+        self.encoder = HfMtEncoder(config)
+        self.decoder = HfMtDecoder(config)
+        self.post_init()
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest source or target in tokens; None if the position encoding has no limit."""
+        return self.encoder.position_encoding.max_length
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embed_tokens = value
+        if self.config.tie_embeddings == "all":
+            self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        """Runs both stacks; give the encoder ids or embeddings, or its outputs from an earlier call.
+
+        Args:
+            input_ids: (B, S) source tokens.
+            attention_mask: (B, S), 1 where a token counts and 0 at padding; None if there is no padding.
+            decoder_input_ids: (B, Q) target tokens; with a cache only those that it does not hold yet.
+            decoder_attention_mask: (B, K); needed only for padding that is not at the end.
+            encoder_outputs: What the encoder returned.
+            past_key_values: Keys and values of earlier calls; extended in place.
+            inputs_embeds, decoder_inputs_embeds: (B, S, D) and (B, Q, D) in place of ids.
+            use_cache: Whether to return a cache; by default in evaluation mode.
+
+        Returns:
+            `last_hidden_state` (B, Q, D), the cache, and hidden states and attentions where asked for.
+
+        Raises:
+            ValueError: If a sequence is longer than the position encoding can take.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+@dataclass
+class HfMtOutput(Seq2SeqLMOutput):
+    """`Seq2SeqLMOutput` and sums over the labels of the batch, each a scalar.
+
+    Args:
+        nll: Unsmoothed negative log-likelihood in nats.
+        num_correct: Labels to which the model gives the highest score.
+        num_tokens: Labels that are not -100.
+    """
+
+    nll: Tensor | None = None
+    num_correct: Tensor | None = None
+    num_tokens: Tensor | None = None
+
+
+class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
+    """The translation model: what `AutoModelForSeq2SeqLM` loads."""
+
+    def __init__(self, config: HfMtConfig):
+        super().__init__(config)
+        if config.tie_embeddings != "none":
+            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+        self.model = HfMtModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.generation_config.max_length = config.max_position_embeddings  # else generation stops at 20 tokens
+        self.post_init()
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest source or target in tokens; None if the position encoding has no limit."""
+        return self.model.max_length
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels (B, T) moved right behind the start token; -100 becomes padding."""
+        shifted = labels.roll(1, dims=-1)
+        shifted[:, 0] = self.config.decoder_start_token_id
+        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> HfMtOutput:
+        """Scores or losses of target tokens; arguments as of `HfMtModel.forward`, and:
+
+        Args:
+            labels: (B, T) target tokens, -100 where there is none; the decoder reads them moved right by one.
+            num_items_in_batch: What the summed loss is divided by: the labels of all micro-batches and processes that
+                make up one optimizer step. By default the labels of this call.
+            skip_logits: Whether to return no logits (B, Q, V). By default they are skipped in training with labels,
+                where nobody needs them and they are the largest tensor of all.
+
+        Returns:
+            `loss` (smoothed as the configuration says), `nll`, `num_correct`, `num_tokens` if there are labels;
+            `logits`; and what `HfMtModel` returns.
+        """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        output = HfMtOutput(**{name: value for name, value in outputs.items() if name != "last_hidden_state"})
+        if labels is not None:
+            sums = linear_cross_entropy(
+                outputs.last_hidden_state, self.lm_head.weight, labels, label_smoothing=self.config.label_smoothing
+            )
+            output.loss = sums.loss / (sums.num_tokens if num_items_in_batch is None else num_items_in_batch)
+            output.nll, output.num_correct, output.num_tokens = sums.nll, sums.num_correct, sums.num_tokens
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        if not skip_logits:
+            output.logits = self.lm_head(outputs.last_hidden_state)
+        return output
+
+
+HfMtConfig.register_for_auto_class()
+HfMtModel.register_for_auto_class("AutoModel")
+HfMtForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+
+__all__ = ["HfMtForConditionalGeneration", "HfMtModel", "HfMtPreTrainedModel"]

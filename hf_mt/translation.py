@@ -1,0 +1,343 @@
+"""Translation of text with any encoder-decoder model of transformers, ours or not.
+
+- Sentences are sorted by length and batched by tokens; results come in input order and don't depend on the batches.
+- Nothing is cut: a sentence that the model has no positions for is refused with its line number.
+- A local folder is read without the network.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mt.arguments import InputError
+from hf_mt.generation import GeneratedBatch, generate_batch, length_limits, position_limit
+
+
+__all__ = ["GeneratedBatch", "Hypothesis", "Translator", "generate_batch", "length_limits", "position_limit"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A translation, its score (log-probability / length ** length_penalty; None if not asked for), and its ending.
+
+    `finished` is False for a translation that was cut at its length limit.
+    """
+
+    text: str
+    score: float | None
+    finished: bool
+
+
+class Translator:
+    """Translates sentences with any encoder-decoder model: batched by length, returned in order, nothing cut.
+
+    Args:
+        model: A folder, a name on the Hub, or a model, which stays on its device.
+        tokenizer: Needed with a model object; otherwise read from where the model is.
+        device: Where to compute; an accelerator if there is one.
+        dtype: Of the weights, such as "bfloat16"; as they were saved if None.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether code that comes with the model may run.
+        source_prefix: Text before each sentence (T5's `translate English to German: `, Marian's `>>fra<< `).
+        source_lang: Language code that a multilingual tokenizer knows (`en_XX`, `eng_Latn`), only for those.
+        target_lang: The language to translate into, likewise.
+
+    Raises:
+        InputError: There is no such model, the folder lacks its files, or the tokenizer lacks a language.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        source_prefix: str = "",
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+    ):
+        if isinstance(model, (str, PathLike)):
+            model, loaded = _load(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = tokenizer or loaded
+            device = device or torch.accelerator.current_accelerator() or "cpu"
+        if tokenizer is None:
+            raise InputError("a model object comes without its tokenizer: Translator(model, tokenizer)")
+        self.model = model.to(device=device or model.device, dtype=_dtype(dtype) or model.dtype)
+        self.tokenizer = tokenizer
+        self.source_prefix = source_prefix
+        self.language_options = _language_options(model, tokenizer, source_lang, target_lang)
+
+    def __call__(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        num_beams: int | None = None,
+        num_return_sequences: int = 1,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> str | list[str] | list[list[str]]:
+        """Translates one sentence or many; an empty or blank one gives an empty one.
+
+        Args:
+            sentences: Text; line breaks in it are text like any other.
+            num_beams: The model's own setting if None.
+            num_return_sequences: With more than one, each sentence gives a list of translations.
+            show_progress: Whether to show a bar on stderr.
+            **options: Those of `translate_stream`.
+
+        Raises:
+            InputError: A sentence has more tokens than the model has positions.
+        """
+        texts = [sentences] if isinstance(sentences, str) else sentences
+        with _progress(show_progress, len(texts)) as advance:
+            hypotheses = self._translate(
+                texts, num_beams=num_beams, num_return_sequences=num_return_sequences, advance=advance, **options
+            )
+        if num_return_sequences > 1:
+            several = [[hypothesis.text for hypothesis in best] for best in hypotheses]
+            return several[0] if isinstance(sentences, str) else several
+        translations = [best[0].text for best in hypotheses]
+        return translations[0] if isinstance(sentences, str) else translations
+
+    def nbest(
+        self,
+        sentences: Sequence[str],
+        n: int,
+        *,
+        num_beams: int | None = None,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> list[list[Hypothesis]]:
+        """The n best translations of each sentence with their scores, best first; one empty one for a blank sentence.
+
+        Args:
+            sentences: As for a call.
+            n: Hypotheses a sentence; beams are at least as many.
+            num_beams: The model's own setting if None.
+            show_progress: Whether to show a bar on stderr.
+            **options: Those of `translate_stream`.
+        """
+        with _progress(show_progress, len(sentences)) as advance:
+            return self._translate(
+                sentences, num_beams=num_beams, num_return_sequences=n, return_scores=True, advance=advance, **options
+            )
+
+    def translate_stream(
+        self,
+        lines: Iterable[str],
+        *,
+        nbest: int = 0,
+        block_size: int = 2000,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Iterator[list[Hypothesis]]:
+        """Translates lines that needn't fit into memory: the hypotheses of each, in order.
+
+        Args:
+            lines: Any number of sentences.
+            nbest: More than 0: this many hypotheses with scores; 0: one without.
+            block_size: Lines read ahead and sorted by length together.
+            show_progress: Whether to count lines on stderr.
+            **options: `num_beams`, `length_penalty`, `tokens_per_batch` (padded source tokens times beams, 16384),
+                `max_length_a` and `max_length_b` (limits of `length_limits`), `max_new_tokens` (one limit for all),
+                and options of `generate`.
+        """
+        lines, first = iter(lines), 1
+        with _progress(show_progress, None) as advance:
+            while block := list(islice(lines, block_size)):
+                yield from self._translate(
+                    block,
+                    num_return_sequences=max(nbest, 1),
+                    return_scores=nbest > 0,
+                    first_line=first,
+                    advance=advance,
+                    **options,
+                )
+                first += len(block)
+
+    @torch.inference_mode()
+    def _translate(
+        self,
+        sentences: Sequence[str],
+        *,
+        advance: Callable[[int], None],
+        num_beams: int | None = None,
+        num_return_sequences: int = 1,
+        return_scores: bool = False,
+        first_line: int = 1,
+        tokens_per_batch: int = 16384,
+        max_length_a: float = 2.0,
+        max_length_b: int = 20,
+        max_new_tokens: int | None = None,
+        **generation: Any,
+    ) -> list[list[Hypothesis]]:
+        if max_new_tokens is not None:
+            max_length_a, max_length_b = 0.0, max_new_tokens
+        beams = num_beams or self.model.generation_config.num_beams or 1
+        if not generation.get("do_sample"):
+            beams = max(beams, num_return_sequences)
+        encoded = self._encode(sentences, first_line)
+        results = [[Hypothesis("", 0.0, True)] for _ in sentences]
+        advance(len(sentences) - len(encoded))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for numbers in _token_batches(encoded, tokens_per_batch // max(beams, num_return_sequences)):
+                input_ids, attention_mask = self._pad([encoded[number] for number in numbers])
+                batch = generate_batch(
+                    self.model,
+                    input_ids,
+                    attention_mask,
+                    limits=length_limits(attention_mask, max_length_a, max_length_b),
+                    num_beams=beams,
+                    num_return_sequences=num_return_sequences,
+                    return_scores=return_scores,
+                    **self.language_options,
+                    **generation,
+                )
+                for number, best in zip(numbers, self._hypotheses(batch, num_return_sequences), strict=True):
+                    results[number] = best
+                advance(len(numbers))
+        finally:
+            self.model.train(was_training)
+        _warn_of_unfinished(results)
+        return results
+
+    def _encode(self, sentences: Sequence[str], first_line: int) -> dict[int, list[int]]:
+        """Tokens of the sentences that aren't blank, by position in the list."""
+        numbers = [number for number, sentence in enumerate(sentences) if sentence.strip()]
+        if not numbers:
+            return {}
+        texts = [self.source_prefix + sentences[number] for number in numbers]
+        encoded = dict(zip(numbers, self.tokenizer(texts, verbose=False)["input_ids"], strict=True))
+        limit = position_limit(self.model.get_encoder())
+        for number, tokens in encoded.items():
+            if limit is not None and len(tokens) > limit:
+                raise InputError(
+                    f"line {first_line + number} has {len(tokens)} tokens, but the model has positions for {limit}: "
+                    "split it into sentences, or use a model without that limit"
+                )
+        return encoded
+
+    def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """(B, S) tokens and mask on the model's device."""
+        tokens = [torch.tensor(row) for row in rows]
+        input_ids = pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
+        return input_ids.to(self.model.device), mask.to(self.model.device)
+
+    def _hypotheses(self, batch: GeneratedBatch, n: int) -> list[list[Hypothesis]]:
+        texts = self.tokenizer.batch_decode(batch.sequences, skip_special_tokens=True)
+        scores = [None] * len(texts) if batch.scores is None else batch.scores.tolist()
+        flat = [Hypothesis(*parts) for parts in zip(texts, scores, batch.finished.tolist(), strict=True)]
+        return [flat[start : start + n] for start in range(0, len(flat), n)]
+
+
+def _token_batches(encoded: dict[int, list[int]], budget: int) -> Iterator[list[int]]:
+    """Batches of at most `budget` padded tokens, longest sentences first; a longer sentence has a batch of its own."""
+    numbers = sorted(encoded, key=lambda number: len(encoded[number]), reverse=True)
+    while numbers:
+        size = max(1, budget // len(encoded[numbers[0]]))
+        yield numbers[:size]
+        numbers = numbers[size:]
+
+
+def _warn_of_unfinished(results: Sequence[Sequence[Hypothesis]]) -> None:
+    cut = sum(not best[0].finished for best in results)
+    if cut:
+        logger.warning(
+            "%d of %d translations were stopped at their length limit before an end of sentence: the model repeats "
+            "itself or is hardly trained; if they are good, raise max_length_a or max_length_b",
+            cut,
+            len(results),
+        )
+
+
+@contextmanager
+def _progress(show: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), disable=not show) as progress:
+        task = progress.add_task("translating", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _load(name: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a local folder, without the network, or of the Hub."""
+    folder = Path(name)
+    if folder.exists():
+        _check_folder(folder)
+    dtype = _dtype(options.pop("dtype"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=folder.exists(), **options)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            name, local_files_only=folder.exists(), dtype=dtype or "auto", **options
+        )
+    except (OSError, ValueError) as error:
+        where = "can't be loaded" if folder.exists() else "is no folder here, and can't be loaded from the Hub"
+        raise InputError(f"model {name!r} {where}: {error}") from error
+    return model, tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    missing = [] if "config.json" in present else ["config.json"]
+    if not any(name.endswith((".safetensors", ".bin")) or ".index.json" in name for name in present):
+        missing.append("weights (model.safetensors)")
+    if missing:
+        inside = ", ".join(present) or "nothing"
+        raise InputError(
+            f"{folder} lacks {' and '.join(missing)}; it holds {inside}: name a folder with a saved model"
+        )
+
+
+def _language_options(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None
+) -> dict[str, int]:
+    """Tells a multilingual tokenizer its source language; returns the option of `generate` for the target language."""
+    if source_lang is None and target_lang is None:
+        return {}
+    if not hasattr(tokenizer, "src_lang"):
+        raise InputError(
+            f"{type(tokenizer).__name__} knows no languages (found source_lang={source_lang!r}, "
+            f"target_lang={target_lang!r}): leave them out, or choose the language by source_prefix"
+        )
+    codes = {code: _language_token(tokenizer, code) for code in (source_lang, target_lang) if code is not None}
+    if source_lang is not None:
+        tokenizer.src_lang = source_lang
+    if target_lang is None:
+        return {}
+    start = model.generation_config.decoder_start_token_id
+    plain_start = start in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return {"forced_bos_token_id" if plain_start else "decoder_start_token_id": codes[target_lang]}
+
+
+def _language_token(tokenizer: PreTrainedTokenizerBase, code: str) -> int:
+    """The id of a language's token: `fra_Latn` and `fr_XX` themselves, M2M100's `fr` as `__fr__`."""
+    vocabulary = tokenizer.get_vocab()
+    for token in (code, f"__{code}__"):
+        if token in tokenizer.all_special_tokens and token in vocabulary:
+            return vocabulary[token]
+    languages = [token for token in tokenizer.all_special_tokens if "_" in token]
+    raise InputError(f"{type(tokenizer).__name__} has no language {code!r}; it has {', '.join(languages)}")
