@@ -1,109 +1,391 @@
 """
-Arguments of an experiment.
+Everything a run can be told: three dataclasses, and the parser that fills them.
+
+- Keys are flat and keep Hugging Face's names. Besides the fields below, every architecture field of `HfMtConfig` is
+  a key, by introspection. Precedence: default < YAML file < command line.
+- A key or value that would have no effect is refused, with the name of the one that has: no typo trains silently.
+- No default of transformers counts tokens: `tokens_per_batch` replaces its batch sizes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import hashlib
+import math
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from functools import cache
+from inspect import get_annotations
+from itertools import groupby
+from typing import Any, Literal, get_args, get_type_hints
 
 from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+from hf_mt.key_rules import FINE_TUNING_KEYS, FREE_KEYS, LAUNCH_OPTIONS, REPLACED, SECRET_KEYS
+from hf_mt.model.configuration_hf_mt import HfMtConfig
+from hf_mt.settings import COMMAND_LINE, Setting, convert, describe, did_you_mean, read_options, read_yaml, yaml_value
+from hf_mt.settings import InputError as InputError
 
 
-class InputError(ValueError):
-    """What a user can cause and cure: the message says what was found, what is allowed and what to do."""
+def _key(default: Any, help: str, *, repr: bool = True, **bounds: float) -> Any:
+    """A field with its help text and, for numbers, `least` (allowed) and `below` (not allowed)."""
+    return field(default=default, repr=repr, metadata={"help": help, **bounds})
+
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter"})
+NEED_TRANSLATIONS = frozenset({"bleu", "chrf", "ter"})
 
 
 @dataclass
 class ModelArguments:
-    """Which pretrained model to start from; none of it is needed to train from scratch."""
+    """The pretrained model to start from. Leave all of it out to train from scratch."""
 
-    model_name_or_path: str | None = None
-    model_revision: str = "main"
-    tokenizer_name: str | None = None
-    trust_remote_code: bool = False
-    attn_implementation: str | None = None
-    token: str | None = None
+    model_name_or_path: str | None = _key(None, "fine-tune this model (folder or Hub name)")
+    model_revision: str = _key("main", "its branch, tag or commit")
+    tokenizer_name: str | None = _key(None, "use this tokenizer; default: the model's, or one trained on the corpus")
+    trust_remote_code: bool = _key(False, "allow the model's own Python code from the Hub to run here")
+    attn_implementation: str | None = _key(None, "attention kernel: sdpa, eager, flash_attention_2, ...")
+    token: str | None = _key(None, "Hub token for private models; default: that of `hf auth login`", repr=False)
 
 
 @dataclass
 class DataArguments:
-    """Which sentence pairs to read and how to cut them into tokens."""
+    """Which sentence pairs to read, which to keep, and how they are cut into tokens."""
 
-    source_lang: str
-    target_lang: str
-    dataset_name: str | None = None
-    dataset_config_name: str | None = None
-    dataset_revision: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
-    source_column: str | None = None
-    target_column: str | None = None
-    source_prefix: str = ""
-    max_source_length: int = 256
-    max_target_length: int = 256
-    max_length_ratio: float = 9.0
-    drop_duplicates: bool = True
-    drop_metadata: bool = True
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    max_predict_samples: int | None = None
-    tokenizer_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
-    split_digits: bool = True
-    bpe_dropout: float = 0.0
-    preprocessing_num_workers: int = 1
-    cldr_train_size: int = 20000
-    cldr_validation_size: int = 500
-    cldr_test_size: int = 500
-    cldr_seed: int = 0
-    cldr_max_phrases: int = 3
+    source_lang: str = field(metadata={"help": "language code of the source, such as en"})
+    target_lang: str = field(metadata={"help": "language code of the target, such as de"})
+    dataset_name: str | None = _key(None, "cldr (built in), toy_copy, toy_reverse, toy_sort, or a data set on the Hub")
+    dataset_config_name: str | None = _key(None, "its configuration")
+    dataset_revision: str | None = _key(None, "its branch, tag or commit")
+    train_file: str | None = _key(None, "a .tsv, .jsonl or .parquet file, or the prefix of text pairs (data/train)")
+    validation_file: str | None = _key(None, "the same for development")
+    test_file: str | None = _key(None, "the same for the final test")
+    source_column: str | None = _key(None, "text column of the source, where there is no `translation` column")
+    target_column: str | None = _key(None, "text column of the target")
+    source_prefix: str = _key("", "text before every source sentence (T5)")
+    max_source_length: int = _key(256, "tokens with end of sentence; longer pairs are dropped and counted", least=1)
+    max_target_length: int = _key(256, "the same for targets", least=1)
+    max_length_ratio: float = _key(9.0, "drop pairs of which one side is this many times longer", least=1)
+    drop_duplicates: bool = _key(True, "drop repeated training pairs")
+    drop_metadata: bool = _key(True, "drop lines of markup such as <url>")
+    max_train_samples: int | None = _key(None, "use only so many training pairs", least=1)
+    max_eval_samples: int | None = _key(None, "use only so many development pairs", least=1)
+    max_predict_samples: int | None = _key(None, "use only so many test pairs", least=1)
+    tokenizer_type: Literal["bpe", "unigram", "byte_bpe"] = _key("bpe", "the kind of tokenizer to train")
+    split_digits: bool = _key(True, "every digit is a token")
+    bpe_dropout: float = _key(0.0, "share of merges skipped at random in training", least=0, below=1)
+    preprocessing_num_workers: int = _key(1, "processes that prepare the data", least=1)
+    cldr_train_size: int = _key(20000, "training pairs of the built-in corpus", least=1)
+    cldr_validation_size: int = _key(500, "its development pairs", least=1)
+    cldr_test_size: int = _key(500, "its test pairs", least=1)
+    cldr_seed: int = _key(0, "its random seed")
+    cldr_max_phrases: int = _key(3, "phrases joined into one sentence, at most", least=1)
 
 
 @dataclass
 class TranslationTrainingArguments(Seq2SeqTrainingArguments):
-    """transformers' training arguments with the defaults of translation, and ours."""
+    """
+    transformers' training arguments with the defaults of translation, and our own.
 
-    tokens_per_batch: int = 4096
-    eval_tokens_per_batch: int = 16384
-    num_beams: int = 5
-    length_penalty: float = 1.0
-    ema_decay: float = 0.0
-    average_checkpoints: int = 0
-    early_stopping_patience: int = 0
-    num_samples_shown: int = 3
-    dry_run: bool = False
-    learning_rate: float = 5e-4
-    lr_scheduler_type: str = "inverse_sqrt"
-    warmup_steps: float = 1000
-    adam_beta2: float = 0.98
-    max_grad_norm: float = 1.0
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 3
-    load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "bleu"
-    greater_is_better: bool | None = True
-    predict_with_generate: bool = True
-    generation_num_beams: int | None = 1
+    Batches are counted in padded tokens, max(source, target) a pair; with `tokens_per_batch=0` in sentences, by
+    `per_device_train_batch_size`. The parser sets that 0 itself when only the latter is given.
+    """
+
+    tokens_per_batch: int = _key(4096, "padded tokens a device and micro-batch; 0: count sentences", least=0)
+    per_device_train_batch_size: int = _key(8, "sentences a micro-batch, instead of tokens_per_batch", least=1)
+    eval_tokens_per_batch: int = _key(16384, "padded tokens a device in evaluation", least=1)
+    gradient_accumulation_steps: int = _key(1, "micro-batches a step", least=1)
+    num_processes: int | None = _key(None, "YAML only: refuse to start on another number of processes", least=1)
+    num_beams: int = _key(5, "beam size in the final test", least=1)
+    generation_num_beams: int | None = _key(1, "beam size on development data", least=1)
+    length_penalty: float = _key(1.0, "above 1 favours longer translations in beam search")
+    ema_decay: float = _key(0.0, "moving average of the weights, such as 0.999; 0: none", least=0, below=1)
+    average_checkpoints: int = _key(0, "average the weights of the last checkpoints; 0: none", least=0)
+    early_stopping_patience: int = _key(0, "stop after so many evaluations without a better score; 0: never", least=0)
+    num_samples_shown: int = _key(3, "development sentences shown at each evaluation", least=0)
+    dry_run: bool = _key(False, "build everything, take one step, report, and stop")
+    num_train_epochs: float = _key(3.0, "length of training; max_steps overrides it", least=0)
+    learning_rate: float = _key(5e-4, "peak learning rate", least=0)
+    lr_scheduler_type: SchedulerType | str = _key("inverse_sqrt", "learning rate after warm-up")
+    warmup_steps: float = _key(1000, "steps of warm-up, or below 1 their share of all", least=0)
+    adam_beta2: float = _key(0.98, "decay of AdamW's second moment", least=0, below=1)
+    max_grad_norm: float = _key(1.0, "clip gradients at this norm", least=0)
+    eval_strategy: IntervalStrategy | str = _key("epoch", "when to evaluate")
+    save_strategy: SaveStrategy | str = _key("epoch", "when to save a checkpoint")
+    save_total_limit: int | None = _key(3, "checkpoints kept", least=1)
+    load_best_model_at_end: bool = _key(True, "test the best checkpoint, not the last")
+    metric_for_best_model: str | None = _key("bleu", "what best means")
+    greater_is_better: bool | None = _key(None, "whether more of it is better; default: what the metric's name tells")
+    predict_with_generate: bool = _key(True, "translate the development set at each evaluation")
     remove_unused_columns: bool = False
-    logging_nan_inf_filter: bool = False
-    report_to: Any = "none"
-    disable_tqdm: bool | None = True
+    logging_nan_inf_filter: bool = _key(False, "True would hide a NaN loss behind the average of the steps before it")
+    logging_steps: float = _key(50, "steps between two lines of the log", least=0)
+    seed: int = _key(42, "of weights, dropout and the order of the data", least=0, below=2**32)
+    report_to: None | str | list[str] = _key("none", "trackers, such as wandb")
+    disable_tqdm: bool | None = _key(True, "False shows transformers' own progress bars")
+
+    def __post_init__(self) -> None:
+        if self.greater_is_better is None and self.metric_for_best_model is not None:  # transformers knows only loss
+            self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") not in LOWER_IS_BETTER
+        super().__post_init__()
+
+    def __repr__(self) -> str:  # the one that `dataclass` would write shows tokens
+        return str(self)
 
     @property
     def sentences_per_batch(self) -> int | None:
-        """Sentences a device and micro-batch; None while batches are counted in tokens (`tokens_per_batch` > 0)."""
+        """Sentences a device and micro-batch; None while batches are counted in tokens."""
         return None if self.tokens_per_batch else self.per_device_train_batch_size
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: everything `scripts/train.py` was told, sorted by who needs it."""
+    """
+    One run, as `parse_experiment` understood it.
+
+    `architecture` has only the `HfMtConfig` fields that the user set. `resolved` has every key with its final value,
+    defaults included and secrets left out; it is plain JSON.
+    """
 
     name: str
     model: ModelArguments
     architecture: dict[str, Any]
     data: DataArguments
     training: TranslationTrainingArguments
-    resolved: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any]
+
+
+USAGE = "train.py [CONFIG.yaml] [--key value | --key=value ...]"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing that can be set: what it may be, what it is by default, and whose it is."""
+
+    name: str
+    group: str
+    hint: Any
+    default: Any
+    metadata: Mapping[str, Any]
+
+
+@cache
+def valid_keys() -> dict[str, Key]:
+    """Every key, by name, in the order of the help text and of `config_resolved.yaml`."""
+    keys: dict[str, Key] = {}
+    for group, owner, names in _groups():
+        hints = get_annotations(owner) if owner is HfMtConfig else get_type_hints(owner)
+        items = {item.name: item for item in fields(owner) if item.init and item.name not in REPLACED}
+        for item in (items[name] for name in names if name in items):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            hint = bool | hints[item.name] if item.metadata.get("const") is True else hints[item.name]
+            default = default.value if isinstance(default, Enum) else default
+            keys.setdefault(item.name, Key(item.name, group, hint, default, item.metadata))
+    return keys
+
+
+def _groups() -> list[tuple[str, type, list[str]]]:
+    """Group, dataclass and field names. Of `HfMtConfig`, what shapes the network: neither token ids nor switches."""
+    switches = {"is_encoder_decoder", "use_cache"}
+    architecture = [name for name in HfMtConfig.__annotations__ if name not in switches and "_token_id" not in name]
+    return [
+        ("model", ModelArguments, list(ModelArguments.__annotations__)),
+        ("architecture", HfMtConfig, architecture),
+        ("data", DataArguments, list(DataArguments.__annotations__)),
+        ("training", TranslationTrainingArguments, list(TranslationTrainingArguments.__annotations__)),
+        ("transformers", TranslationTrainingArguments, [item.name for item in fields(TranslationTrainingArguments)]),
+    ]
+
+
+def parse_experiment(argv: Sequence[str] | None = None) -> Experiment:
+    """
+    The experiment that a command line describes: `[CONFIG.yaml] [--key value | --key=value ...]`; default `sys.argv`.
+
+    Touches no file but the YAML. `--help` prints every key and exits.
+
+    Raises:
+        InputError: an unknown, repeated or refused key, a value of the wrong type or range, or keys at odds.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "--help" in words or "-h" in words:
+        print(help_text())
+        raise SystemExit(0)
+    path, options = read_options(words, _is_flag)
+    in_file = typed_values(read_yaml(path)) if path else {}
+    overrides = typed_values(options)
+    given = _settle_batch_unit(in_file, overrides)
+    _check_together({key.name: given.get(key.name, key.default) for key in valid_keys().values()})
+    _check_architecture(given)
+    name = _readable_name(path.stem if path else "experiment", overrides)
+    given.setdefault("output_dir", f"runs/{name}")
+    given.setdefault("run_name", name)
+    return _build(given)
+
+
+def _is_flag(name: str) -> bool | None:
+    key = valid_keys().get(name)
+    return None if key is None else bool in (key.hint, *get_args(key.hint))
+
+
+def typed_values(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """
+    The value of each setting.
+
+    Raises:
+        InputError: an unknown or refused key, or a value of the wrong type or range; with the place it stands.
+    """
+    return {name: _typed_value(name, setting) for name, setting in settings.items()}
+
+
+def _typed_value(name: str, setting: Setting) -> Any:
+    keys = valid_keys()
+    if name in LAUNCH_OPTIONS and setting.where == COMMAND_LINE:
+        raise InputError(f"--{name} is for the launcher: put it before the script (accelerate launch --{name} ...)")
+    if name in REPLACED:
+        raise InputError(f"{setting.where}: {name} is not used here: {REPLACED[name]}")
+    if name not in keys:
+        raise InputError(f"{setting.where}: unknown key {name!r}{did_you_mean(name, list(keys))}")
+    metadata = keys[name].metadata
+    try:
+        value = convert(setting.raw, keys[name].hint)
+    except InputError as error:
+        raise InputError(f"{setting.where}: {name}: {error}") from None
+    if "choices" in metadata and value not in (None, *metadata["choices"]):
+        choices = list(metadata["choices"])
+        wanted = ", ".join(choices) + did_you_mean(value, choices)
+        raise InputError(f"{setting.where}: {name}: found {value!r}, wanted one of {wanted}")
+    if "least" in metadata and value is not None and not metadata["least"] <= value < metadata.get("below", math.inf):
+        raise InputError(f"{setting.where}: {name}: found {value}, wanted {_range(metadata)}")
+    return value
+
+
+def _range(metadata: Mapping[str, Any]) -> str:
+    below = f" and below {metadata['below']}" if "below" in metadata else ""
+    return f"at least {metadata['least']}{below}"
+
+
+def _settle_batch_unit(in_file: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """File and command line in one. Whichever names a batch size last decides if tokens or sentences are counted."""
+    for source in (in_file, overrides):
+        if source.get("tokens_per_batch") and "per_device_train_batch_size" in source:
+            raise InputError(
+                "tokens_per_batch and per_device_train_batch_size are both given: a batch counts either tokens or "
+                "sentences; leave one out"
+            )
+    given = {**in_file, **overrides}
+    if overrides.get("tokens_per_batch"):
+        given.pop("per_device_train_batch_size", None)
+    elif "per_device_train_batch_size" in given:
+        given["tokens_per_batch"] = 0
+    return given
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Keys at odds with each other. `values` has every key."""
+    missing = [name for name in ("source_lang", "target_lang") if values[name] in (MISSING, "")]
+    if missing:
+        raise InputError(f"{' and '.join(missing)} not given: name both languages, such as --source_lang en")
+    if values["source_lang"] == values["target_lang"]:
+        raise InputError(f"source_lang and target_lang are both {values['source_lang']!r}; they must differ")
+    if (values["source_column"] is None) != (values["target_column"] is None):
+        raise InputError("source_column and target_column go together; give both or neither")
+    if values["early_stopping_patience"] and values["eval_strategy"] == "no":
+        raise InputError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps")
+    kept = values["save_total_limit"]
+    if kept is not None and values["average_checkpoints"] > kept:
+        raise InputError(
+            f"average_checkpoints is {values['average_checkpoints']}, but save_total_limit keeps only {kept}; raise it"
+        )
+    metric = values["metric_for_best_model"]
+    if metric and metric.removeprefix("eval_") in NEED_TRANSLATIONS and not values["predict_with_generate"]:
+        raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")
+
+
+def _check_architecture(given: Mapping[str, Any]) -> None:
+    """A pretrained model brings its own sizes and choices."""
+    fixed = [name for name in given if valid_keys()[name].group == "architecture" and name not in FINE_TUNING_KEYS]
+    if given.get("model_name_or_path") and fixed:
+        raise InputError(
+            f"{', '.join(fixed)}: fixed by the pretrained model {given['model_name_or_path']}; leave out these keys "
+            f"or model_name_or_path (fine-tuning may set {', '.join(sorted(FINE_TUNING_KEYS))})"
+        )
+
+
+def _readable_name(stem: str, overrides: Mapping[str, Any]) -> str:
+    """`quickstart-learning_rate=0.002`: what tells this run from others. Trials of a sweep get their run id too."""
+    changed = [f"{key}={value}" for key, value in sorted(overrides.items()) if key not in FREE_KEYS]
+    told = "-".join([stem, *changed])
+    name = re.sub(r"[^\w.=+-]+", "_", told)
+    if len(name) > 100:
+        name = f"{name[:87]}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    return "-".join([name, *filter(None, [os.environ.get("WANDB_RUN_ID")])])
+
+
+def _build(given: dict[str, Any]) -> Experiment:
+    def of(*groups: str) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if valid_keys()[name].group in groups}
+
+    try:
+        training = TranslationTrainingArguments(**of("training", "transformers"))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if training.num_processes not in (None, training.world_size):
+        raise InputError(
+            f"num_processes is {training.num_processes}, but {training.world_size} started: use `accelerate launch "
+            f"--num_processes {training.num_processes} scripts/train.py ...`, or take the key out of the file"
+        )
+    training.num_processes = training.world_size
+    resolved = _resolve({**given, "num_processes": training.num_processes})
+    model, data = ModelArguments(**of("model")), DataArguments(**of("data"))
+    return Experiment(given["run_name"], model, of("architecture"), data, training, resolved)
+
+
+def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key that has a say, with its value: no secrets, and nothing that a pretrained model decides."""
+    silent = set(SECRET_KEYS)
+    if given.get("model_name_or_path"):
+        silent |= {key.name for key in valid_keys().values() if key.group == "architecture" and key.name not in given}
+    if given.get("tokens_per_batch", True):
+        silent.add("per_device_train_batch_size")
+    return {key.name: given.get(key.name, key.default) for key in valid_keys().values() if key.name not in silent}
+
+
+def help_text() -> str:
+    """Every key with its type, default and meaning; those of transformers by name only."""
+    lines = [f"usage: {USAGE}", "", "The same keys work in the YAML file and on the command line, which wins."]
+    for group, keys in groupby(valid_keys().values(), key=lambda key: key.group):
+        lines += ["", f"{group}:"]
+        if group == "transformers":
+            names = " ".join(key.name for key in keys)
+            lines += [textwrap.fill(names, 119, initial_indent="  ", subsequent_indent="  ")]
+        else:
+            lines += [_help_entry(key) for key in keys]
+    return "\n".join(lines)
+
+
+def _help_entry(key: Key) -> str:
+    default = "required" if key.default is MISSING else f"default {yaml_value(key.default)}"
+    meaning = f"{key.metadata['help']}. " if "help" in key.metadata else ""
+    text = f"{meaning}{describe(key.hint)} ({default})"
+    return textwrap.fill(text, 119, initial_indent=f"  --{key.name:<32} ", subsequent_indent=" " * 37)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """
+    Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as one
+    line and 130; any other exception keeps its traceback.
+    """
+    try:
+        main()
+    except InputError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -3,9 +3,9 @@
 - One draw of values (a date, an amount, a unit...) is a function of the locale: called with two locales it gives a
   sentence pair. Reordering, copying, agreement and 12- to 24-hour arithmetic all occur; nothing is guessed.
 - The target can be computed from the source. What the two languages don't tell apart in the same way (a unit, a date
-  format, a list style) is found by probing when the phrase book is opened, and is left out for that pair of languages.
+  format, a list style) is found by probing when a phrase book is opened, and is left out for that pair of languages.
 - A phrase is one flat list of pieces, and no piece can be read as two others: a lone time has no zone, a date with a
-  zone always has its weekday, a duration has at least two units, a time from now always has a direction.
+  zone always has its weekday, a duration's first unit tells how many follow, a time from now has a direction.
 - Every source and every target occurs once in the whole corpus, so the splits share neither.
 - Names are limited to about fifty each, so that a model of two million parameters can learn them in minutes.
 
@@ -21,6 +21,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 from babel.localedata import locale_identifiers
@@ -33,20 +34,18 @@ logger = logging.getLogger(__name__)
 
 Rendering = Callable[[Locale], str]
 
-PROBES = 60  # draws of each manner of each kind that must be unambiguous before it is used
+PROBES = 1200  # draws of each kind that must be unambiguous, shared among its manners
 DRAWS_IN_VAIN = 20_000  # rejected draws in a row after which a corpus counts as exhausted
 
 TERRITORIES = (
     "FR DE IT ES GB US CA MX BR AR CL PE CO JP CN KR IN ID TH VN AU NZ RU UA PL CZ HU RO BG GR TR EG MA DZ NG KE ET"
     " ZA SE NO DK FI IS NL BE CH AT PT IE IL SA IQ"
-).split()
+)
 LANGUAGES = (
     "en fr de it es pt nl sv da nb fi is pl cs sk hu ro bg el ru uk tr ar he fa hi bn ta te ur th vi id ms ja ko zh"
     " sw am zu af ga cy eu ca gl eo la lt lv et sq"
-).split()
-CURRENCIES = (
-    "USD EUR JPY GBP CHF CAD AUD CNY INR BRL MXN SEK NOK DKK PLN CZK HUF RUB TRY KRW ZAR THB IDR ILS NZD EGP"
-).split()
+)
+CURRENCIES = "USD EUR JPY GBP CHF CAD AUD CNY INR BRL MXN SEK NOK DKK PLN CZK HUF RUB TRY KRW ZAR THB IDR ILS NZD EGP"
 UNITS = (
     "length-millimeter length-centimeter length-meter length-kilometer length-inch length-foot length-yard length-mile"
     " length-light-year area-square-meter area-square-kilometer area-hectare area-acre mass-gram mass-kilogram"
@@ -56,9 +55,10 @@ UNITS = (
     " digital-petabyte electric-volt electric-ampere electric-ohm energy-joule energy-kilocalorie"
     " energy-kilowatt-hour frequency-hertz frequency-megahertz frequency-gigahertz power-watt power-kilowatt"
     " power-horsepower pressure-bar pressure-hectopascal light-lumen"
-).split()
+)
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2592000, "year": 31536000}
-DURATIONS = {"week": 51, "day": 6, "hour": 23, "minute": 59, "second": 59}  # unit: largest number beside larger units
+LARGEST = {"week": 51, "day": 6, "hour": 23, "minute": 59, "second": 59}  # before the next larger unit begins
+DURATIONS = ("week day", "day hour minute", "hour minute second", "minute second")  # the first word tells the rest
 LIST_STYLES = ("standard", "or", "unit")
 
 
@@ -106,8 +106,8 @@ def _day(rng: random.Random) -> datetime.date:
     return datetime.date(1900, 1, 1) + datetime.timedelta(days=rng.randrange(73_000))
 
 
-def _minute(rng: random.Random) -> datetime.datetime:
-    return datetime.datetime(2000, 1, 1) + datetime.timedelta(minutes=rng.randrange(1440), seconds=rng.randrange(60))
+def _clock(rng: random.Random) -> datetime.time:
+    return datetime.time(rng.randrange(24), rng.randrange(60), rng.randrange(60))
 
 
 def _date(rng: random.Random, manner: str) -> Rendering:
@@ -118,12 +118,14 @@ def _date(rng: random.Random, manner: str) -> Rendering:
 
 
 def _time(rng: random.Random, manner: str) -> Rendering:
-    time = _minute(rng).time()
+    time = _clock(rng)
+    if manner == "short":  # some languages have a word for midnight sharp, so no seconds may be hidden
+        time = time.replace(second=0)
     return lambda locale: dates.format_time(time, manner, locale=locale)
 
 
 def _moment(rng: random.Random, manner: str) -> Rendering:
-    moment = datetime.datetime.combine(_day(rng), _minute(rng).time(), ZONES[manner])
+    moment = datetime.datetime.combine(_day(rng), _clock(rng), ZONES[manner])
     # Babel's own time formatting would move a moment to UTC; handing it the zone again keeps the clock as drawn.
     return lambda locale: dates.format_datetime(moment, "full", ZONES[manner], locale)
 
@@ -145,10 +147,8 @@ def _hours(rng: random.Random, manner: str) -> Rendering:
 
 
 def _duration(rng: random.Random, manner: str) -> Rendering:
-    first = rng.randrange(len(DURATIONS) - 1)
-    names = list(DURATIONS)[first : first + rng.randint(2, 3)]
-    amounts = [(rng.randint(1, DURATIONS[name]), f"duration-{name}") for name in names]
-    return lambda locale: lists.format_list([_measured(n, unit, locale) for n, unit in amounts], manner, locale)
+    amounts = [(rng.randint(1, LARGEST[unit]), f"duration-{unit}") for unit in manner.split()]
+    return lambda locale: lists.format_list([_measured(n, unit, locale) for n, unit in amounts], "unit", locale)
 
 
 def _from_now(rng: random.Random, manner: str) -> Rendering:
@@ -171,9 +171,9 @@ def _measure(rng: random.Random, manner: str) -> Rendering:
 
 
 def _measured(amount: int | Decimal, unit: str, locale: Locale) -> str:
-    if units.get_unit_name(unit, "long", locale) is None:  # Babel would fall back to the bare identifier
-        raise LookupError(f"{locale} has no name for {unit}")
-    return units.format_unit(amount, unit, "long", locale=locale)
+    text = units.format_unit(amount, unit, "long", locale=locale)
+    # Where a long form is missing, CLDR takes the short one, but Babel shows the identifier.
+    return text if unit not in text else units.format_unit(amount, unit, "short", locale=locale)
 
 
 def _percentage(rng: random.Random, manner: str) -> Rendering:
@@ -204,17 +204,17 @@ def _letters(rng: random.Random, manner: str) -> Rendering:
 KINDS = {
     "date": Kind(_date, ("full", "long", "yMd", "medium"), 14),
     "time": Kind(_time, ("short", "medium"), 7),
-    "moment": Kind(_moment, tuple(ZONES), 9),
+    "moment": Kind(_moment, tuple(ZONES), 8),
     "days": Kind(_days, ("yMMMd", "yMMM"), 7),
     "hours": Kind(_hours, ("short",), 5),
-    "duration": Kind(_duration, ("unit",), 8),
+    "duration": Kind(_duration, DURATIONS, 8),
     "from_now": Kind(_from_now, tuple(SECONDS), 5),
-    "price": Kind(_price, [f"{code} {style}" for style in ("standard", "name") for code in CURRENCIES], 13),
-    "measure": Kind(_measure, UNITS, 13),
+    "price": Kind(_price, [f"{code} {style}" for style in ("standard", "name") for code in CURRENCIES.split()], 13),
+    "measure": Kind(_measure, UNITS.split(), 13),
     "percentage": Kind(_percentage, ("percent",), 4),
     "number": Kind(_plain_number, ("positive", "negative"), 3),
-    "territory": Kind(_territory, TERRITORIES, 6),
-    "language": Kind(_language, LANGUAGES, 6),
+    "territory": Kind(_territory, TERRITORIES.split(), 6),
+    "language": Kind(_language, LANGUAGES.split(), 6),
 }
 
 
@@ -228,7 +228,7 @@ def usable_manners(kind: Kind, source: Locale, target: Locale) -> list[str]:
     kept = []
     for manner in kind.manners:
         try:
-            probes = [kind.draw(random.Random(probe), manner) for probe in range(PROBES)]
+            probes = [kind.draw(random.Random(seed), manner) for seed in range(PROBES // len(kind.manners))]
             pairs = [(probe(source), probe(target)) for probe in probes]
         except (LookupError, ValueError, NotImplementedError):  # what Babel raises where a locale lacks the data
             continue
@@ -250,17 +250,6 @@ class PhraseBook:
     manners: Mapping[str, Sequence[str]]
     list_styles: Sequence[str]
 
-    @classmethod
-    def open(cls, source: Locale, target: Locale) -> PhraseBook:
-        """Probe every kind in both locales; what is left out is logged."""
-        manners = {name: usable_manners(kind, source, target) for name, kind in KINDS.items()}
-        for name, kept in manners.items():
-            left_out = [manner for manner in KINDS[name].manners if manner not in kept]
-            if left_out:
-                logger.info("%s -> %s: %s without %s", source, target, name, ", ".join(left_out))
-        styles = usable_manners(Kind(_letters, LIST_STYLES, 1), source, target)
-        return cls(source, target, {name: kept for name, kept in manners.items() if kept}, styles)
-
     def draw(self, rng: random.Random, max_phrases: int) -> tuple[str, str]:
         """One sentence pair of 1 to `max_phrases` pieces; a quarter of them have pieces of one kind only."""
         names, count = list(self.manners), rng.randint(1, max_phrases)
@@ -274,6 +263,18 @@ class PhraseBook:
             for locale in (self.source, self.target)
         )
         return source, target
+
+
+@lru_cache(maxsize=16)
+def open_phrase_book(source: Locale, target: Locale) -> PhraseBook:
+    """Probe every kind in both locales; what is left out is logged."""
+    manners = {name: usable_manners(kind, source, target) for name, kind in KINDS.items()}
+    for name, kept in manners.items():
+        left_out = [manner for manner in KINDS[name].manners if manner not in kept]
+        if left_out:
+            logger.info("%s -> %s: %s without %s", source, target, name, ", ".join(left_out))
+    styles = usable_manners(Kind(_letters, LIST_STYLES, 1), source, target)
+    return PhraseBook(source, target, {name: kept for name, kept in manners.items() if kept}, styles)
 
 
 def cldr_corpus(
@@ -301,7 +302,7 @@ def cldr_corpus(
         )
     if max_phrases < 1:
         raise InputError(f"max_phrases is {max_phrases}; a sentence has 1 piece or more.")
-    book = PhraseBook.open(source, target)
+    book = open_phrase_book(source, target)
     return disjoint_splits(lambda rng: book.draw(rng, max_phrases), sizes, seed, (source_lang, target_lang))
 
 
@@ -351,7 +352,12 @@ def disjoint_splits(
     return DatasetDict({split: pairs_to_dataset(splits[split], languages) for split in sizes if sizes[split]})
 
 
-def pairs_to_dataset(pairs: Sequence[tuple[str, str]], languages: tuple[str, str]) -> Dataset:
-    """A dataset in memory with the one column `translation`, a dict of the two languages, as on the Hub."""
+def translation_features(languages: Sequence[str]) -> Features:
+    """The one column that every corpus has: `translation`, a dict of two texts by language, as on the Hub."""
+    return Features({"translation": Translation(list(languages))})
+
+
+def pairs_to_dataset(pairs: Sequence[tuple[str, str]], languages: Sequence[str]) -> Dataset:
+    """A dataset in memory with the column `translation`."""
     rows = [dict(zip(languages, pair, strict=True)) for pair in pairs]
-    return Dataset.from_dict({"translation": rows}, features=Features({"translation": Translation(languages)}))
+    return Dataset.from_dict({"translation": rows}, features=translation_features(languages))

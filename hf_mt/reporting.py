@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TextIO
@@ -29,9 +30,8 @@ BLUE, ORANGE, GREY, INK, SOFT, RULE, RED = "#2563c9", "#c2660a", "#8b95a7", "#1f
 
 END_OF_RUN = 0.2  # the share of a run whose gain tells whether it was over
 MIN_BLEU_GAIN = 0.2  # smaller gains are within what another seed changes
-MIN_LOSS_GAIN = 0.01  # share of the loss
-OVERFITTING = 0.02  # share by which the development loss ends above its minimum
-MIN_LOSS_RISE = 0.1  # nats; smaller rises are noise of the logged batches
+MIN_LOSS_GAIN = 0.02  # nats: 2 % of perplexity
+OVERFITTING = 0.05  # nats: 5 % of perplexity
 UNLEARNT_LOSS = 3.0  # nats: a perplexity of 20 a subword, which no model that translates has on its training data
 
 
@@ -127,8 +127,8 @@ def _save_whole(figure: Figure, path: Path) -> Path:
 
 
 def _draw_panel(axes: Axes, title: str, scale: str, curves: Sequence[_Curve], unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
-    axes.set_title(scale, loc="right", fontsize=9.5, color=SOFT, pad=12)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=22)
+    axes.set_title(scale, loc="right", fontsize=9.5, color=SOFT, pad=22)
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set(color=SOFT, visible=any(curve.points for curve in curves))
     axes.tick_params(length=0, labelsize=10, labelcolor=SOFT)
@@ -207,10 +207,10 @@ def verdict(
 ) -> str:
     """Say in one line how training went and what to do next; the first words name the case.
 
-    - `diverged`: the last loss is not finite; or the training loss has given back half of what it had gained; or it
-      lies flat above `unigram_entropy`, where a model lands that ignores both the source and the words before.
-    - `still falling`: the last fifth of the run improved BLEU by more than 0.2 or the development loss by more than 1 %.
-    - `overfitting`: otherwise, the development loss ends 2 % above its minimum while the training loss kept falling.
+    - `diverged`: the last loss is not finite; or the training loss gave back more than half of what it had gained; or
+      it stays above `unigram_entropy`, where a model lands that ignores the source and all words before.
+    - `still falling`: the last fifth of the run gained over 0.2 BLEU or lowered development perplexity by over 2 %.
+    - `overfitting`: otherwise, development perplexity ends 5 % above its minimum while the training loss kept falling.
     - `converged`: otherwise.
     - `undecided`: a single evaluation shows no trend.
 
@@ -227,7 +227,11 @@ def verdict(
     failure = _failure(train, dev, unigram_entropy)
     last = max(train[-1].step, dev[-1].step if dev else 0)
     early = f"stopped early at step {last} of {max_steps}, " if max_steps and last < max_steps else ""
-    return early + (failure or _trend(train, dev, series(log_history, "eval_bleu"))) + _best_words(log_history)
+    return (
+        early
+        + (failure or _trend(_finite(train), _finite(dev), _finite(series(log_history, "eval_bleu"))))
+        + _best_words(log_history)
+    )
 
 
 def _failure(train: Sequence[Point], dev: Sequence[Point], unigram_entropy: float | None) -> str | None:
@@ -238,13 +242,12 @@ def _failure(train: Sequence[Point], dev: Sequence[Point], unigram_entropy: floa
             return f"diverged: the {name} loss is not finite from step {first.step} on; {cure}"
     levels = _levels(train)
     start, low, end = levels[0], min(levels), levels[-1]
-    if end - low > max(0.5 * (start - low), MIN_LOSS_RISE):
+    noise = median(abs(one - other) for one, other in pairwise(levels)) if len(levels) > 1 else 0.0
+    if end - low > max(0.5 * (start - low), 3 * noise):
         return f"diverged: the training loss rose from {low:.2f} to {end:.2f}; {cure}"
     floor = UNLEARNT_LOSS if unigram_entropy is None else unigram_entropy
     if end > floor and len(levels) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:
-        return (
-            f"diverged: the training loss lies flat at {end:.2f}, above {floor:.2f}, where words are guessed; {cure}"
-        )
+        return f"diverged: the training loss stays at {end:.2f}, above {floor:.2f}, where words are guessed; {cure}"
     return None
 
 
@@ -253,18 +256,18 @@ def _trend(train: Sequence[Point], dev: Sequence[Point], bleu: Sequence[Point]) 
     if len(judged) < 2:
         return f"undecided: a single {name} loss shows no trend; evaluate more often (eval_steps)"
     loss_gain, bleu_gain = _loss_gain(judged), _bleu_gain(bleu)
-    words = f"in the last fifth the {name} loss {_change(loss_gain)}"
-    words += f" and BLEU changed by {bleu_gain:+.1f}" if len(bleu) > 1 else ""
+    words = f"in the last fifth of the run the {name} loss changed by {-loss_gain:+.3f}"
+    words += f" and BLEU by {bleu_gain:+.1f}" if len(bleu) > 1 else ""
     if loss_gain > MIN_LOSS_GAIN or bleu_gain > MIN_BLEU_GAIN:
         return f"still falling: {words}; train longer (num_train_epochs or max_steps)"
-    lowest = min(_finite(dev), key=lambda point: point.value, default=None)
-    if lowest and dev[-1].value > lowest.value * (1 + OVERFITTING) and _fell_after(train, lowest.step):
-        rise = f"the development loss rose from {lowest.value:.2f} to {dev[-1].value:.2f} while training loss fell"
+    lowest = min(judged, key=lambda point: point.value)
+    if judged[-1].value - lowest.value > OVERFITTING and _fell_after(train, lowest.step):
+        rise = f"the development loss rose from {lowest.value:.2f} to {judged[-1].value:.2f} while training loss fell"
         return f"overfitting: {rise}; raise dropout or label_smoothing, add data or take a smaller model"
     return f"converged: {words}"
 
 
-def _levels(points: Sequence[Point], parts: int = 20) -> list[float]:
+def _levels(points: Sequence[Point], parts: int = 10) -> list[float]:
     """Medians of up to `parts` consecutive stretches: the course of a noisy loss."""
     values = [point.value for point in _finite(points)]
     size = max(1, math.ceil(len(values) / parts))
@@ -278,9 +281,9 @@ def _split_end(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float
 
 
 def _loss_gain(points: Sequence[Point]) -> float:
-    """The share by which the last fifth lowered the loss; negative where it did not."""
+    """Nats by which the last fifth lowered the loss; negative where it did not."""
     before, after = _split_end(_levels(points))
-    return (min(before) - min(after)) / min(before)
+    return min(before) - min(after)
 
 
 def _bleu_gain(points: Sequence[Point]) -> float:
@@ -294,10 +297,6 @@ def _fell_after(train: Sequence[Point], step: int) -> bool:
     """Whether the training loss went on falling after `step`."""
     later = [point for point in train if point.step >= step]
     return len(later) > 1 and _levels(later)[-1] < _levels(later)[0]
-
-
-def _change(gain: float) -> str:
-    return f"{'fell' if gain > 0 else 'rose'} by {abs(gain):.1%}"
 
 
 def _best_words(log_history: Sequence[Mapping[str, Any]]) -> str:
@@ -319,15 +318,20 @@ def print_scores(results: Mapping[str, Any], *, file: TextIO | None = None) -> N
         file: Where to print; standard output by default.
     """
     prefix = "test_" if any(key.startswith("test_") for key in results) else "eval_"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{prefix[:-1]} set", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=f"{prefix[:-1]} set", title_justify="left")
     table.add_column("score", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("signature", overflow="fold")
+    signatures = []
     for key, value in results.items():
         if key.startswith(prefix) and isinstance(value, int | float):
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
-            table.add_row(key.removeprefix(prefix), shown, _visible(str(results.get(f"{key}_signature", ""))))
-    Console(file=file, highlight=False).print(table)
+            table.add_row(key.removeprefix(prefix), shown)
+        elif key.startswith(prefix) and key.endswith("_signature"):
+            signatures.append(f"{key.removeprefix(prefix).removesuffix('_signature')}: {value}")
+    console = Console(file=file, highlight=False)
+    console.print(table)
+    for signature in signatures:
+        console.print(_visible(signature), overflow="fold")
 
 
 def print_samples(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = None) -> None:
@@ -350,11 +354,9 @@ def print_samples(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = No
 
 def _visible(text: str) -> Text:
     """Text that a terminal shows as it is: no markup, and control characters as pictures (U+2400 and on)."""
-    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: _picture(found.group()), text))
+    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", _picture, text))
 
 
-def _picture(control: str) -> str:
-    code = ord(control)
-    return (
-        chr(0x2400 + code) if code < 0x20 else "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"
-    )
+def _picture(control: re.Match[str]) -> str:
+    code = ord(control.group())
+    return chr(0x2400 + code) if code < 0x20 else "\N{REPLACEMENT CHARACTER}"

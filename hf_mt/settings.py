@@ -10,6 +10,7 @@ Settings as a user writes them, in one YAML file or as `--key value` options, an
 
 import json
 import math
+import re
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 import yaml
 
 
+COMMAND_LINE = "command line"
 Raw: TypeAlias = "str | bool | list[Raw] | dict[str, Raw]"
 
 NOTHING = ("", "~", "null", "none")
@@ -62,12 +64,12 @@ def read_yaml(path: Path) -> dict[str, Setting]:
     text = _read_text(path)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
+            if isinstance(event, yaml.AliasEvent) and event.start_mark:
                 raise InputError(f"{path}:{event.start_mark.line + 1}: aliases (*name) are refused; write the value")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise InputError(f"{place}: not valid YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         raise InputError(f"{path}: not valid YAML: {error.reason} (character {error.position})") from error
@@ -107,17 +109,17 @@ def _plain_tree(node: yaml.Node, path: Path) -> Raw:
         return {key.value: _plain_tree(value, path) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [_plain_tree(item, path) for item in node.value]
-    return Quoted(node.value) if node.style else node.value
+    return Quoted(node.value) if isinstance(node, yaml.ScalarNode) and node.style else node.value
 
 
 # The command line
 
 
-def read_options(argv: Sequence[str], is_flag: Callable[[str], bool]) -> tuple[Path | None, dict[str, Setting]]:
+def read_options(argv: Sequence[str], is_flag: Callable[[str], bool | None]) -> tuple[Path | None, dict[str, Setting]]:
     """
     The YAML file, if one is named, and the options of a command line, unconverted.
 
-    `is_flag(key)` tells which keys may stand without a value and then mean True.
+    `is_flag(key)` tells which keys may stand without a value and then mean True; None if there is no such key.
 
     Raises:
         InputError: more than one file, another stray word, a repeated option, or an option without its value.
@@ -135,17 +137,19 @@ def read_options(argv: Sequence[str], is_flag: Callable[[str], bool]) -> tuple[P
         if key in options:
             raise InputError(f"command line: --{key} is given twice")
         raw: Raw = value if equals else _next_value(key, words, is_flag(key))
-        options[key] = Setting(raw, "command line")
+        options[key] = Setting(raw, COMMAND_LINE)
     return _only_path(paths), options
 
 
-def _next_value(key: str, words: list[str], flag: bool) -> Raw:
+def _next_value(key: str, words: list[str], flag: bool | None) -> Raw:
     """The value of `--key value`, taken off `words`."""
     if flag and not (words and words[0].lower() in (*BOOLEANS, "none")):
         return True
-    if not words or words[0].startswith("--"):
-        raise InputError(f"command line: --{key} needs a value (one that starts with -- is written --{key}=VALUE)")
-    return words.pop(0)
+    if words and not words[0].startswith("--"):
+        return words.pop(0)
+    if flag is None:  # that the key is unknown is the more useful message, and comes later
+        return True
+    raise InputError(f"command line: --{key} needs a value (one that starts with -- is written --{key}=VALUE)")
 
 
 def _only_path(paths: list[str]) -> Path | None:
@@ -180,8 +184,16 @@ def convert(raw: Raw, hint: Any) -> Any:
             return _READERS[_kind(member)](raw, member, str in members)
         except _Mismatch:
             continue
-    wanted = [_describe(member) for member in _readable(members)] + ["null"] * optional
-    raise InputError(f"found {_show(raw)}, wanted {' or '.join(wanted)}{_nearest_choice(raw, members)}")
+    raise InputError(f"found {_show(raw)}, wanted {describe(hint)}{_nearest_choice(raw, members)}")
+
+
+def describe(hint: Any) -> str:
+    """A type in words: `a whole number or null`."""
+    members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    names = dict.fromkeys(
+        _describe(member) for member in _readable(members) if member is not int or float not in members
+    )
+    return " or ".join([*names, *["null"] * (type(None) in members)])
 
 
 def _readable(members: list[Any]) -> list[Any]:
@@ -329,20 +341,9 @@ def _show(raw: Raw) -> str:
 
 # From a value to text
 
-
-class _Dumper(yaml.SafeDumper):
-    """Puts every string in quotes that `convert` would not read back as itself."""
-
-
-def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = text.isascii() and text.replace("_", "a").isalnum() and _untyped(text) == text
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
-
-
-_Dumper.add_representer(str, _represent_str)
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # JSON leaves them, YAML refuses or folds them
 
 
 def yaml_value(value: Any) -> str:
-    """`value` on one line of YAML, such that `read_yaml` and `convert` give it back."""
-    in_a_list = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return in_a_list.strip()[1:-1]
+    """`value` on one line of JSON that is also YAML, such that `read_yaml` and `convert` give it back."""
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))

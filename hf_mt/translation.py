@@ -6,6 +6,7 @@
 """
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +25,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 
 from hf_mt.arguments import InputError
 from hf_mt.generation import GeneratedBatch, generate_batch, length_limits, position_limit
+from hf_mt.text_files import one_line, open_output
 
 
 __all__ = ["GeneratedBatch", "Hypothesis", "Translator", "generate_batch", "length_limits", "position_limit"]
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS = re.compile(r"(pytorch_)?model.*\.(safetensors|bin|index\.json)")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Translator:
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether code that comes with the model may run.
         source_prefix: Text before each sentence (T5's `translate English to German: `, Marian's `>>fra<< `).
-        source_lang: Language code that a multilingual tokenizer knows (`en_XX`, `eng_Latn`), only for those.
+        source_lang: For multilingual models only; see `set_languages`.
         target_lang: The language to translate into, likewise.
 
     Raises:
@@ -83,7 +87,33 @@ class Translator:
         self.model = model.to(device=device or model.device, dtype=_dtype(dtype) or model.dtype)
         self.tokenizer = tokenizer
         self.source_prefix = source_prefix
-        self.language_options = _language_options(model, tokenizer, source_lang, target_lang)
+        self.language_options: dict[str, int] = {}
+        if source_lang is not None or target_lang is not None:
+            self.set_languages(source_lang, target_lang)
+
+    def set_languages(self, source_lang: str | None, target_lang: str | None) -> None:
+        """Chooses the languages of a multilingual model; None leaves one as it is.
+
+        Args:
+            source_lang: A code that the tokenizer knows (`en_XX`, `eng_Latn`), or the beginning of exactly one (`en`).
+            target_lang: Likewise.
+
+        Raises:
+            InputError: The tokenizer knows no languages, or not this one.
+        """
+        if not hasattr(self.tokenizer, "src_lang"):
+            raise InputError(
+                f"{type(self.tokenizer).__name__} knows no languages (found source_lang={source_lang!r}, "
+                f"target_lang={target_lang!r}): leave them out, or choose the language by source_prefix"
+            )
+        if source_lang is not None:
+            self.tokenizer.src_lang = _language_token(self.tokenizer, source_lang)[0]
+        if target_lang is not None:
+            start = self.model.generation_config.decoder_start_token_id
+            specials = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+            # mBART's first version starts with the language itself, all others with a token of no language
+            option = "forced_bos_token_id" if start in specials else "decoder_start_token_id"
+            self.language_options = {option: _language_token(self.tokenizer, target_lang)[1]}
 
     def __call__(
         self,
@@ -153,7 +183,7 @@ class Translator:
 
         Args:
             lines: Any number of sentences.
-            nbest: More than 0: this many hypotheses with scores; 0: one without.
+            nbest: Hypotheses a line, with scores; 0: one without.
             block_size: Lines read ahead and sorted by length together.
             show_progress: Whether to count lines on stderr.
             **options: `num_beams`, `length_penalty`, `tokens_per_batch` (padded source tokens times beams, 16384),
@@ -165,8 +195,8 @@ class Translator:
             while block := list(islice(lines, block_size)):
                 yield from self._translate(
                     block,
-                    num_return_sequences=max(nbest, 1),
-                    return_scores=nbest > 0,
+                    num_return_sequences=nbest or 1,
+                    return_scores=nbest != 0,
                     first_line=first,
                     advance=advance,
                     **options,
@@ -189,6 +219,7 @@ class Translator:
         max_new_tokens: int | None = None,
         **generation: Any,
     ) -> list[list[Hypothesis]]:
+        _check_counts(num_beams=num_beams, num_return_sequences=num_return_sequences, max_new_tokens=max_new_tokens)
         if max_new_tokens is not None:
             max_length_a, max_length_b = 0.0, max_new_tokens
         beams = num_beams or self.model.generation_config.num_beams or 1
@@ -251,6 +282,12 @@ class Translator:
         return [flat[start : start + n] for start in range(0, len(flat), n)]
 
 
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}; it must be 1 or more")
+
+
 def _token_batches(encoded: dict[int, list[int]], budget: int) -> Iterator[list[int]]:
     """Batches of at most `budget` padded tokens, longest sentences first; a longer sentence has a batch of its own."""
     numbers = sorted(encoded, key=lambda number: len(encoded[number]), reverse=True)
@@ -303,41 +340,48 @@ def _load(name: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokeniz
 def _check_folder(folder: Path) -> None:
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     missing = [] if "config.json" in present else ["config.json"]
-    if not any(name.endswith((".safetensors", ".bin")) or ".index.json" in name for name in present):
+    if not any(WEIGHTS.fullmatch(name) for name in present):
         missing.append("weights (model.safetensors)")
     if missing:
         inside = ", ".join(present) or "nothing"
-        raise InputError(
-            f"{folder} lacks {' and '.join(missing)}; it holds {inside}: name a folder with a saved model"
-        )
+        raise InputError(f"{folder} lacks {' and '.join(missing)}; in it: {inside}. Name a folder with a saved model")
 
 
-def _language_options(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None
-) -> dict[str, int]:
-    """Tells a multilingual tokenizer its source language; returns the option of `generate` for the target language."""
-    if source_lang is None and target_lang is None:
-        return {}
-    if not hasattr(tokenizer, "src_lang"):
-        raise InputError(
-            f"{type(tokenizer).__name__} knows no languages (found source_lang={source_lang!r}, "
-            f"target_lang={target_lang!r}): leave them out, or choose the language by source_prefix"
-        )
-    codes = {code: _language_token(tokenizer, code) for code in (source_lang, target_lang) if code is not None}
-    if source_lang is not None:
-        tokenizer.src_lang = source_lang
-    if target_lang is None:
-        return {}
-    start = model.generation_config.decoder_start_token_id
-    plain_start = start in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return {"forced_bos_token_id" if plain_start else "decoder_start_token_id": codes[target_lang]}
+def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[str, int]:
+    """Code and token id of a language: `fra_Latn`, or the beginning of exactly one code (`fr` for `fr_XX`).
+
+    M2M100 writes the token of `fr` as `__fr__`.
+    """
+    vocabulary, specials = tokenizer.get_vocab(), tokenizer.all_special_tokens
+    named = [token for token in (language, f"__{language}__") if token in specials]
+    named = named or [token for token in specials if token.split("_")[0] == language]
+    if len(named) != 1:
+        known = ", ".join(token.strip("_") for token in specials if "_" in token)
+        raise InputError(f"{type(tokenizer).__name__} has no language {language!r}, or several; it has {known}")
+    return named[0].strip("_"), vocabulary[named[0]]
 
 
-def _language_token(tokenizer: PreTrainedTokenizerBase, code: str) -> int:
-    """The id of a language's token: `fra_Latn` and `fr_XX` themselves, M2M100's `fr` as `__fr__`."""
-    vocabulary = tokenizer.get_vocab()
-    for token in (code, f"__{code}__"):
-        if token in tokenizer.all_special_tokens and token in vocabulary:
-            return vocabulary[token]
-    languages = [token for token in tokenizer.all_special_tokens if "_" in token]
-    raise InputError(f"{type(tokenizer).__name__} has no language {code!r}; it has {', '.join(languages)}")
+def write_translations(
+    translator: Translator, lines: Iterable[str], output: str, *, nbest: int = 0, **options: Any
+) -> None:
+    """Writes one line for each line, or with `nbest` its hypotheses as `index ||| hypothesis ||| score`, from 0.
+
+    A line break that a model writes becomes a space, and is reported.
+
+    Args:
+        translator: Translates.
+        lines: Sentences.
+        output: A file, which appears once it is whole, or "-" for standard output, written block by block.
+        nbest: Hypotheses for each line; 0: the translation alone.
+        **options: Those of `Translator.translate_stream`.
+    """
+    breaks = 0
+    with open_output(output) as file:
+        for index, hypotheses in enumerate(translator.translate_stream(lines, nbest=nbest, **options)):
+            for hypothesis in hypotheses:
+                text = one_line(hypothesis.text)
+                breaks += text != hypothesis.text
+                line = f"{index} ||| {text} ||| {hypothesis.score:.6f}" if nbest else text
+                file.write(f"{line}\n".encode())
+    if breaks:
+        logger.warning("%d translations had line breaks in them, which became spaces", breaks)

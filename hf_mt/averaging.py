@@ -1,0 +1,142 @@
+"""Averages of weights: of many steps while training runs, and of a few checkpoints after it.
+
+- The moving average costs one pass over the weights a step and one more copy of them; it is what is evaluated and
+  kept, while the optimizer goes on with the plain weights.
+- It warms up: after t steps the decay is at most (1 + t) / (10 + t), so that a short run is not held back by its
+  random beginning (the schedule of TensorFlow's `ExponentialMovingAverage`).
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from hf_mt.arguments import InputError
+
+
+logger = logging.getLogger(__name__)
+
+MOVING_AVERAGE_NAME = "moving_average.safetensors"
+
+
+class MovingAverage:
+    """An exponential moving average of a model's trainable weights, kept in float32.
+
+    Args:
+        model: The model, whose parameters must be whole on this process.
+        decay: Share of the old average that a step keeps, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.steps = 0
+        self._live = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = {name: weight.detach().float().clone() for name, weight in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights after an optimizer step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        live = [weight.float() for weight in self._live.values()]
+        torch._foreach_lerp_(list(self.weights.values()), live, 1 - decay)
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Overwrites the model's weights with the average."""
+        for name, weight in self._live.items():
+            weight.copy_(self.weights[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model has the averaged weights; then its own again."""
+        live = {name: weight.detach().clone() for name, weight in self._live.items()}
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self._live.items():
+                    weight.copy_(live[name])
+
+    def save(self, folder: Path) -> None:
+        """Writes the average beside a checkpoint's weights."""
+        metadata = {"steps": str(self.steps), "format": "pt"}
+        temporary = folder / f"{MOVING_AVERAGE_NAME}.tmp"
+        save_file({name: weight.contiguous() for name, weight in self.weights.items()}, temporary, metadata=metadata)
+        temporary.replace(folder / MOVING_AVERAGE_NAME)
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: The folder has no average, or one of another model.
+        """
+        path = folder / MOVING_AVERAGE_NAME
+        if not path.is_file():
+            raise InputError(f"{folder} has no {MOVING_AVERAGE_NAME}: it was trained without ema_decay")
+        saved = load_file(path)
+        if saved.keys() != self.weights.keys():
+            raise InputError(f"{path} is of another model: its weights have other names")
+        for name, weight in self.weights.items():
+            weight.copy_(saved[name])
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            self.steps = int(file.metadata()["steps"])
+
+
+def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that were evaluated at a checkpoint: its moving average if it has one, else the plain ones.
+
+    Raises:
+        InputError: The folder has no weights in safetensors format.
+    """
+    path = folder / SAFE_WEIGHTS_NAME
+    if not path.is_file():
+        found = ", ".join(sorted(item.name for item in folder.iterdir())) if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder} has no {SAFE_WEIGHTS_NAME} ({found}); name folders of whole checkpoints")
+    weights = load_file(path)
+    if (folder / MOVING_AVERAGE_NAME).is_file():
+        weights.update({k: v for k, v in load_file(folder / MOVING_AVERAGE_NAME).items() if k in weights})
+    return weights
+
+
+def average_checkpoints(folders: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of several checkpoints' weights, computed in float64 one checkpoint at a time.
+
+    Raises:
+        InputError: A folder has no weights, or weights of other names or shapes than the first.
+    """
+    first = checkpoint_weights(folders[0])
+    sums = {name: weight.double() for name, weight in first.items()}
+    for folder in folders[1:]:
+        weights = checkpoint_weights(folder)
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in first.items()}:
+            raise InputError(f"{folder} holds another model than {folders[0]}: names or shapes of weights differ")
+        for name, weight in weights.items():
+            sums[name] += weight
+    return {name: (total / len(folders)).to(first[name].dtype) for name, total in sums.items()}
+
+
+def save_average(folders: Sequence[Path], output_dir: Path) -> None:
+    """Writes a model folder with the averaged weights, and everything else from the last folder.
+
+    Raises:
+        InputError: As `average_checkpoints`; or `output_dir` exists.
+    """
+    if output_dir.exists():
+        raise InputError(f"{output_dir} exists; name a new folder")
+    weights = average_checkpoints(folders)
+    temporary = output_dir.with_name(f"{output_dir.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    skipped = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "trainer_state.json", "training_args.bin")
+    shutil.copytree(folders[-1], temporary, ignore=shutil.ignore_patterns(*skipped, MOVING_AVERAGE_NAME, "*.bin"))
+    save_file(weights, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    temporary.rename(output_dir)

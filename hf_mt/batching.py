@@ -1,0 +1,197 @@
+"""Batches of sentence pairs with a budget of padded tokens, and the tensors made from them.
+
+- A batch costs its number of pairs times its longest sentence, source or target: what the hardware pays for.
+- One optimizer step is ONE global batch, formed first and then cut into `num_parts` micro-batches (processes times
+  accumulation steps), so how a step is laid out over processes and accumulation doesn't change what is learned.
+- Where batches begin depends only on the sorted lengths: every epoch has the same number of batches. What changes from
+  epoch to epoch is which of the equally long pairs meet, and the order of the batches.
+- Any place in an epoch is reached in constant time, so a resumed run reads nothing it doesn't need.
+
+Notation: N pairs, B pairs of a batch, S source length, T target length.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from hf_mt.arguments import InputError
+
+
+TILT_JITTER = 0.25  # of the length: how far equally long pairs may leave the order by which side is longer
+
+
+class TokenBatchSampler(Sampler):
+    """Micro-batches of indices; each `num_parts` in a row are one optimizer step.
+
+    Global batches take `tokens_per_batch * num_parts` padded tokens and never more. A micro-batch takes at most
+    `tokens_per_batch` wherever a cut into `num_parts` neighbours by length can do so, else the least possible excess,
+    which is below one sentence. No pair is lost or repeated, and `len()` is a multiple of `num_parts`, so Accelerate's
+    `BatchSamplerShard` gives process `r` of `P` the batches `r, r + P, ...` and has nothing to drop or to fill up.
+    There is no `batch_size` on purpose: `BatchSamplerShard` would drop every batch of another size.
+
+    Args:
+        lengths: (N,) or (N, 2), tokens of each pair; two columns are source and target, in either order.
+        tokens_per_batch: padded tokens of a micro-batch, counted on the longer side.
+        num_parts: micro-batches of an optimizer step: processes times gradient accumulation steps.
+        seed: with the epoch, decides composition and order; the same on every process.
+        shuffle: False gives the longest pairs first, always in the same order.
+
+    Raises:
+        InputError: a pair alone is over `tokens_per_batch`, or there are fewer pairs than `num_parts`.
+    """
+
+    drop_last = False  # read by Accelerate
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        tokens_per_batch: int,
+        num_parts: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        sides = np.atleast_2d(np.asarray(lengths, dtype=np.int64).T)  # (1 | 2, N)
+        self._longer, self._tilt = sides.max(axis=0), sides[0] - sides[-1]
+        self.tokens_per_batch, self.num_parts = tokens_per_batch, num_parts
+        self.seed, self.shuffle, self.epoch, self.start_batch = seed, shuffle, 0, 0
+        self._check()
+        descending = -np.sort(-self._longer)
+        bounds = _global_bounds(descending, tokens_per_batch * num_parts, num_parts)
+        cuts = [_cut(descending[start:end], num_parts, tokens_per_batch) for start, end in pairwise(bounds)]
+        self._cuts = np.array(bounds[:-1])[:, None] + np.array(cuts)  # (global batches, num_parts + 1)
+
+    def _check(self) -> None:
+        if len(self._longer) < self.num_parts:
+            raise InputError(
+                f"There are {len(self._longer)} sentence pairs, fewer than the {self.num_parts} micro-batches of one "
+                "optimizer step (processes x gradient accumulation steps). Use fewer of either, or more data."
+            )
+        if self._longer.max() > self.tokens_per_batch:
+            raise InputError(
+                f"The longest sentence pair has {self._longer.max()} tokens on one side, and a batch may have "
+                f"{self.tokens_per_batch}. Raise tokens_per_batch to at least {self._longer.max()}, or lower "
+                "max_source_length and max_target_length."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose composition and order for `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def skip(self, batches: int) -> None:
+        """Let the next iteration, and only that one, begin after this many micro-batches (of all processes)."""
+        if not 0 <= batches <= len(self):
+            raise ValueError(f"{batches} micro-batches can't be skipped: an epoch has {len(self)}.")
+        self.start_batch = batches
+
+    def __len__(self) -> int:
+        return len(self._cuts) * self.num_parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, self.start_batch = self.start_batch, 0
+        rng = np.random.default_rng((self.seed, self.epoch))
+        pairs = self._order(rng)  # (N,)
+        batches = rng.permutation(len(self._cuts)) if self.shuffle else np.arange(len(self._cuts))
+        for step, part in (divmod(batch, self.num_parts) for batch in range(first, len(self))):
+            start, end = self._cuts[batches[step], part : part + 2]
+            yield pairs[start:end].tolist()
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """(N,) indices, longest first; equally long pairs by source less target, loosely if shuffled."""
+        tilt = self._tilt.astype(np.float64)
+        if self.shuffle:
+            tilt += rng.uniform(0.0, 1.0, len(tilt)) * (1.0 + TILT_JITTER * self._longer)
+        # up for even lengths and down for odd ones: where two lengths meet in a batch, the tilts are alike too
+        tilt[self._longer % 2 == 1] *= -1
+        return np.lexsort((tilt, -self._longer))
+
+
+def _global_bounds(descending: np.ndarray, budget: int, num_parts: int) -> list[int]:
+    """Where global batches begin in `descending` (N,) lengths, and N; each has `num_parts` pairs or more."""
+    size, bounds = len(descending), [0]
+    while bounds[-1] < size:
+        bounds.append(min(size, bounds[-1] + budget // int(descending[bounds[-1]])))
+    if len(bounds) > 2:  # a small rest shares with its neighbour, whatever num_parts is: an even step for any layout
+        bounds[-2] = min(bounds[-2], (bounds[-3] + bounds[-1]) // 2)
+    if size < num_parts * (len(bounds) - 1):
+        del bounds[-2]  # too few pairs for one more step: the one way in which a step may be over its budget
+    for last in range(len(bounds) - 2, 0, -1):
+        bounds[last] = min(bounds[last], bounds[last + 1] - num_parts)
+    return bounds
+
+
+def _cut(descending: np.ndarray, num_parts: int, budget: int) -> list[int]:
+    """`num_parts + 1` positions that cut a global batch: equal shares if they keep the budget, else the fairest."""
+    lengths: list[int] = descending.tolist()
+    cuts = _equal_shares(lengths, num_parts)
+    if max((end - start) * lengths[start] for start, end in pairwise(cuts)) <= budget:
+        return cuts
+    ceilings = range(budget, budget * len(lengths) + 1)
+    ceiling = ceilings[bisect_left(ceilings, True, key=lambda c: _fill(lengths, num_parts, c)[-1] == len(lengths))]
+    return _fill(lengths, num_parts, ceiling)
+
+
+def _equal_shares(lengths: list[int], num_parts: int) -> list[int]:
+    cuts, rest = [0], sum(lengths)
+    for left in range(num_parts, 1, -1):
+        start = cuts[-1]
+        rows = max(1, round(rest / left / lengths[start]))
+        cuts.append(min(start + rows, len(lengths) - left + 1))
+        rest -= sum(lengths[start : cuts[-1]])
+    return [*cuts, len(lengths)]
+
+
+def _fill(lengths: list[int], num_parts: int, ceiling: int) -> list[int]:
+    """Cuts that fill each part up to `ceiling` padded tokens; the last one is short of the end if they don't hold."""
+    cuts = [0]
+    for left in range(num_parts - 1, -1, -1):
+        cuts.append(min(cuts[-1] + ceiling // lengths[cuts[-1]], len(lengths) - left))
+    return cuts
+
+
+def padding_share(lengths: Sequence[int] | np.ndarray, batches: Iterable[Sequence[int]]) -> float:
+    """Share of the cells of all batches that hold padding, 0 to 1. `lengths`: (N,) one side, or (N, 2) both sides."""
+    sides = np.asarray(lengths).reshape(len(lengths), -1)
+    tokens = cells = 0
+    for batch in batches:
+        rows = sides[np.asarray(batch)]  # (B, 1 | 2)
+        tokens += int(rows.sum())
+        cells += int(rows.max(axis=0).sum()) * len(rows)
+    return 1.0 - tokens / cells
+
+
+class TranslationCollator:
+    """Pads rows of token ids on the right into tensors; never cuts.
+
+    Rows have `input_ids` and `labels`. Gives int64 `input_ids` (B, S), `attention_mask` (B, S; 1 for tokens), `labels`
+    (B, T; padded with `label_pad`, which the loss ignores) and, if rows have it, `index` (B,). Other columns are left.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, label_pad: int = -100) -> None:
+        self.pad_token_id = int(tokenizer.pad_token_id)
+        self.label_pad = label_pad
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        input_ids, mask = _pad([row["input_ids"] for row in rows], self.pad_token_id)
+        labels, _ = _pad([row["labels"] for row in rows], self.label_pad)
+        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        if "index" in rows[0]:
+            batch["index"] = torch.tensor([row["index"] for row in rows])
+        return batch
+
+
+def _pad(sequences: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, longest) int64 tensors: the ids, padded on the right with `value`, and 1 where there is an id."""
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    mask = np.arange(lengths.max()) < lengths[:, None]  # (B, longest)
+    padded = np.full(mask.shape, value, dtype=np.int64)
+    padded[mask] = np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths.sum()))
+    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))

@@ -1,0 +1,58 @@
+"""What the processor is, and how a run uses it.
+
+- `accelerate launch` gives every process one thread on a machine without a GPU, unless told otherwise: a run takes all
+  cores, divided by the processes on the machine.
+- glibc returns large blocks to the system as soon as they are free and faults them in again at the next step. A
+  training step frees and takes hundreds of megabytes, so a run keeps them.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+_MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_MAX": -4}  # from malloc.h
+_LARGEST = 2**31 - 1  # mallopt takes an int
+
+
+def prepare_hardware(cpu_threads: int | None = None) -> None:
+    """Threads and memory for a run; call it once, before the first tensor of any size.
+
+    Args:
+        cpu_threads: Threads of this process; None takes the machine's cores, divided by its processes.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if cpu_threads is not None or not torch.accelerator.is_available():
+        torch.set_num_threads(cpu_threads or max(1, available_cores() // processes))
+    keep_freed_memory()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc's malloc to keep what is freed; False where there is another allocator."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    values = {"M_TRIM_THRESHOLD": _LARGEST, "M_TOP_PAD": 64 * 2**20, "M_MMAP_MAX": 0}
+    return all(mallopt(_MALLOPT[name], value) == 1 for name, value in values.items())
+
+
+def machine() -> str:
+    """Processor or accelerators, and how many of them, in one line."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {available_cores()} cores, {torch.get_num_threads()} threads"

@@ -1,0 +1,43 @@
+"""Loss sums of any encoder-decoder model.
+
+- Ours computes them itself, without holding scores. Others give scores (their own losses differ in what they divide
+  by), and the sums are taken here, over positions with a label.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mt.model.loss_hf_mt import IGNORE_INDEX, LossSums
+
+
+def loss_sums(model: nn.Module, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> LossSums:
+    """Sums over the labels of a batch.
+
+    Args:
+        model: The model, or its distributed wrapper.
+        batch: `input_ids` (B, S), `attention_mask` (B, S), `labels` (B, T), and `encoder_outputs` if known.
+        label_smoothing: For models other than ours, whose configuration has its own.
+    """
+    unwrapped = extract_model_from_parallel(model)
+    if unwrapped.config.model_type == "hf_mt":
+        output = model(**batch, skip_logits=True, num_items_in_batch=1)
+        return LossSums(output.loss, output.nll, output.num_correct, output.num_tokens)
+    labels = batch["labels"]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    decoder_input_ids = unwrapped.prepare_decoder_input_ids_from_labels(labels=labels)
+    logits = model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False).logits
+    return scores_to_sums(logits, labels, label_smoothing)
+
+
+def scores_to_sums(logits: Tensor, labels: Tensor, label_smoothing: float) -> LossSums:
+    """Sums of (B, T, V) scores against (B, T) labels, as `linear_cross_entropy` gives them."""
+    kept = labels != IGNORE_INDEX
+    logits, labels = logits[kept].float(), labels[kept]  # (N, V), (N,)
+    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    nll = F.cross_entropy(logits.detach(), labels, reduction="sum") if label_smoothing else loss.detach()
+    num_correct = (logits.detach().argmax(-1) == labels).sum().float()
+    return LossSums(loss, nll, num_correct, kept.sum().float())

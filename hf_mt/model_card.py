@@ -1,0 +1,389 @@
+"""Model cards, written from the files of a run.
+
+- Each section is one function from a `Run` to Markdown, or to nothing where the run has no such file.
+- Text of a corpus is inert: no sentence can become a link, a tag, another table cell or the end of a code block.
+- A README.md without the line `MARKER` is somebody's own work and is never overwritten.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from babel import Locale, UnknownLocaleError
+from huggingface_hub import EvalResult, ModelCardData
+
+from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
+from hf_mt.markdown import Markup, fenced, folded, inert, number, table
+from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
+from hf_mt.reporting import series
+from hf_mt.run_record import Run, hub_name, read_run, without_path
+
+
+logger = logging.getLogger(__name__)
+
+MARKER = "Written by hf_mt from the files of the run; delete this line to keep changes of your own."
+METRICS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "loss": "Negative log-likelihood, nats per target token",
+    "perplexity": "Perplexity per target token",
+    "accuracy": "Token accuracy, given the reference so far",
+    "length_ratio": "Length ratio, output to reference",
+    "empty_hypotheses": "Empty outputs",
+    "cut_off": "Share of outputs cut at their length limit",
+}
+LOG_COLUMNS = {
+    "loss": "Training loss",
+    "eval_loss": "Development loss",
+    "eval_perplexity": "Perplexity",
+    "eval_accuracy": "Accuracy",
+    "eval_bleu": "BLEU",
+    "eval_chrf": "chrF",
+}
+NAMES_OF_RUNS = frozenset({"output_dir", "run_name"})
+PACKAGES = ("hf_mt", "transformers", "torch", "tokenizers", "datasets", "accelerate", "sacrebleu")
+
+
+def write_model_card(
+    run_folder: Path,
+    *,
+    path: Path | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    show_samples: bool = True,
+) -> Path:
+    """Write the README.md of a run folder, or of a checkpoint folder inside one.
+
+    Args:
+        run_folder: Where the files of the run are. In a folder named `checkpoint-*`, those that belong to the whole
+            run are taken from the folder above.
+        path: The card; by default `README.md` in `run_folder`.
+        repo_id: The repository that users will load from; by default the name of the folder stands in its place.
+        license: Licence of the weights, by its name on the Hub, such as apache-2.0.
+        show_samples: Whether to show sentences of the development set; choose False where its licence forbids that.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        InputError: `run_folder` does not exist, or one of its files cannot be read.
+    """
+    path = path or run_folder / "README.md"
+    if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
+        logger.warning("%s was not written by hf_mt, or was changed by hand, and is left as it is", path)
+        return path
+    run = read_run(run_folder, name=repo_id or run_folder.resolve().name)
+    shown = run.samples if show_samples else []
+    sections = {
+        "marker": MARKER,
+        "metadata": metadata(run, license).to_yaml(),
+        "title": inert(run.name.rsplit("/", 1)[-1]),
+        "summary": _summary(run),
+        "usage": _usage(run, shown),
+        "results": _results(run),
+        "curves": _curves(run, path),
+        "samples": _samples(shown),
+        "data": _data(run),
+        "architecture": _architecture(run),
+        "hyperparameters": _hyperparameters(run),
+        "training_log": _training_log(run),
+        "reproduction": _reproduction(run),
+        "versions": _versions(run),
+        "citation": _citation(run),
+    }
+    template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
+    card = re.sub(r"\n{3,}", "\n\n", Template(template).substitute(sections))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(card, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ the metadata
+
+
+def metadata(run: Run, license: str | None = None) -> ModelCardData:
+    """What the Hub reads: languages, tags, data set, base model and scores."""
+    codes = dict.fromkeys(re.split("[_-]", code)[0].lower() for code in run.languages or ())
+    scores = _eval_results(run)
+    encoding, size = run.config.get("position_encoding"), _dataset_size(run)
+    tags = ["hf_mt", "translation"]
+    tags += [f"position-encoding:{encoding}"] if encoding else []
+    tags += [f"dataset_size:{size}"] if size else []
+    dataset = hub_name("dataset_name", run.settings.get("dataset_name"))
+    return ModelCardData(
+        language=[code for code in codes if re.fullmatch("[a-z]{2,3}", code)] or None,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="translation",
+        tags=tags,
+        datasets=[dataset] if dataset else None,
+        metrics=[result.metric_type for result in scores] or None,
+        base_model=hub_name("model_name_or_path", run.settings.get("model_name_or_path")),
+        model_name=run.name.rsplit("/", 1)[-1],
+        eval_results=scores or None,
+    )
+
+
+def _eval_results(run: Run) -> list[EvalResult]:
+    """BLEU and chrF of the test set; without its signature a score says nothing."""
+    if run.languages is None:
+        return []
+    name = _dataset_title(run)
+    return [
+        EvalResult(
+            task_type="translation",
+            task_name=f"Translation {run.languages[0]}-{run.languages[1]}",
+            dataset_type=hub_name("dataset_name", run.settings.get("dataset_name")) or name,
+            dataset_name=name,
+            dataset_config=run.settings.get("dataset_config_name"),
+            dataset_revision=run.settings.get("dataset_revision"),
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=METRICS[metric],
+            metric_value=round(run.results[f"test_{metric}"], 2),
+            metric_args={"signature": run.results[f"test_{metric}_signature"]},
+        )
+        for metric in ("bleu", "chrf")
+        if f"test_{metric}" in run.results and f"test_{metric}_signature" in run.results
+    ]
+
+
+def _dataset_title(run: Run) -> str:
+    """Name and configuration of the data set, or the name of the file."""
+    parts = [run.settings.get("dataset_name"), run.settings.get("dataset_config_name")]
+    files = [run.settings.get("test_file"), run.settings.get("train_file")]
+    return " ".join(part for part in parts if part) or next((str(file) for file in files if file), "unnamed corpus")
+
+
+def _dataset_size(run: Run) -> int | None:
+    """Number of training pairs after filtering."""
+    train = run.data_table.get("train")
+    return train.get("kept") if isinstance(train, Mapping) else None
+
+
+# ------------------------------------------------------------------------------------------------------ the sections
+
+
+def _summary(run: Run) -> str:
+    pair = f"from {_language(run.languages[0])} into {_language(run.languages[1])}" if run.languages else "text"
+    kind = run.config.get("model_type", "encoder-decoder")
+    words = f"A model that translates {pair}: "
+    words += "an encoder-decoder Transformer" if run.is_ours else f"a {inert(str(kind))} model"
+    parameters = run.results.get("num_parameters")
+    words += f" of {parameters / 1e6:.1f} million parameters" if parameters else ""
+    encoding = run.config.get("position_encoding")
+    words += f" with `{inert(encoding)}` position encoding" if encoding else ""
+    base = hub_name("model_name_or_path", run.settings.get("model_name_or_path"))
+    words += f", fine-tuned from [{inert(base)}](https://huggingface.co/{base})" if base else ""
+    scores = [
+        f"{METRICS[key]} {run.results[f'test_{key}']:.1f}" for key in ("bleu", "chrf") if f"test_{key}" in run.results
+    ]
+    return words + (f". On its test set it reaches **{' and '.join(scores)}**." if scores else ".")
+
+
+def _language(code: str) -> str:
+    """Its English name where the CLDR has one, and the code."""
+    try:
+        name = Locale.parse(code.replace("-", "_")).english_name
+    except (ValueError, UnknownLocaleError):
+        name = None
+    return f"{inert(name)} ({inert(code)})" if name else inert(code)
+
+
+def _usage(run: Run, samples: Sequence[Mapping[str, Any]]) -> str:
+    sentence = str(samples[0]["source"]) if samples else "A sentence to translate."
+    prefix = str(run.settings.get("source_prefix") or "")
+    beams = run.results.get("num_beams") or run.settings.get("num_beams") or 1
+    remote = ", trust_remote_code=True" if run.is_ours else ""
+    plain = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({run.name!r}{remote})
+model = AutoModelForSeq2SeqLM.from_pretrained({run.name!r}{remote})
+
+batch = tokenizer([{prefix + sentence!r}], return_tensors="pt", padding=True)
+output = model.generate(**batch, num_beams={beams:d})
+print(tokenizer.batch_decode(output, skip_special_tokens=True))"""
+    ours = f"""import hf_mt
+
+translator = hf_mt.Translator({run.name!r}{f", source_prefix={prefix!r}" if prefix else ""})
+print(translator([{sentence!r}], num_beams={beams:d}))"""
+    why = (
+        "The model's own code, which comes with its weights, needs `trust_remote_code=True`.\n\n"
+        if run.is_ours
+        else ""
+    )
+    many = "With hf_mt, which sorts and batches any number of sentences and returns them in order:"
+    return f"## How to use\n\n{why}{fenced(plain, 'python')}\n\n{many}\n\n{fenced(ours, 'python')}"
+
+
+def _results(run: Run) -> str:
+    prefix = "test_" if any(key.startswith("test_") for key in run.results) else "eval_"
+    rows = [
+        (name, run.results[prefix + key], run.results.get(f"{prefix}{key}_signature"))
+        for key, name in METRICS.items()
+        if prefix + key in run.results
+    ]
+    if not rows:
+        return ""
+    facts = {
+        "Data": f"{'test' if prefix == 'test_' else 'development'} set of {_dataset_title(run)}",
+        "Beam size": run.results.get("num_beams"),
+        "Length penalty": _as_written(run.settings.get("length_penalty")),
+        "Seed": _as_written(run.results.get("seed", run.settings.get("seed"))),
+        "Training": _minutes(run),
+        "Machine": run.results.get("machine"),
+        "Target tokens per second in training": run.results.get("train_target_tokens_per_second"),
+    }
+    listed = "\n".join(f"- {name}: {inert(number(value))}" for name, value in facts.items() if value is not None)
+    return f"## Results\n\n{table(('Metric', 'Value', 'Signature'), rows)}\n\n{listed}"
+
+
+def _as_written(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _minutes(run: Run) -> str | None:
+    minutes, epoch = run.results.get("train_minutes"), run.results.get("epoch")
+    if minutes is None:
+        return None
+    return f"{number(float(minutes))} minutes" + (f", {epoch:g} epochs" if epoch else "")
+
+
+def _curves(run: Run, path: Path) -> str:
+    """The images of `report/`, where the card lies beside it."""
+    inside = path.parent.resolve() == run.folder.resolve()
+    images = sorted((run.folder / "report").glob("*.png")) if inside else []
+    return "\n\n".join(f"![{inert(image.stem)}](report/{image.name})" for image in images if _plain(image.name))
+
+
+def _plain(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+", name) is not None
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return ""
+    rows = [[row["source"], row["reference"], row["hypothesis"]] for row in samples]
+    shown = table(("Source", "Reference", "Output"), rows)
+    return f"## Samples\n\nFrom the development set, not chosen by hand.\n\n{shown}"
+
+
+def _data(run: Run) -> str:
+    if not run.data_table and not run.settings:
+        return ""
+    name = hub_name("dataset_name", run.settings.get("dataset_name"))
+    title = f"[{inert(name)}](https://huggingface.co/datasets/{name})" if name else inert(_dataset_title(run))
+    return f"## Training data\n\n{title}\n\n{_filter_table(run)}\n\n{_token_table(run)}"
+
+
+def _filter_table(run: Run) -> str:
+    """Pairs of each split before, found by, and after the filters."""
+    found = dict.fromkeys(reason for split in run.data_table.values() for reason in split.get("found", {}))
+    rows = [
+        [name, split.get("read"), *(split.get("found", {}).get(reason) for reason in found), split.get("kept")]
+        for name, split in run.data_table.items()
+    ]
+    if not rows:
+        return ""
+    why = "Pairs that a filter found were dropped from the training split; in the other splits they are only counted."
+    return f"{why}\n\n{table(('Pairs', 'read', *found, 'kept'), rows)}"
+
+
+def _token_table(run: Run) -> str:
+    """Lengths of both sides of each split in tokens."""
+    sides = {
+        f"{name}, {side}": split[f"{side}_tokens"]
+        for name, split in run.data_table.items()
+        for side in ("source", "target")
+        if f"{side}_tokens" in split
+    }
+    columns = dict.fromkeys(column for counts in sides.values() for column in counts)
+    rows = [[side, *(counts.get(column) for column in columns)] for side, counts in sides.items()]
+    return table(("Tokens a sentence", *(column.replace("_", " ") for column in columns)), rows) if rows else ""
+
+
+def _architecture(run: Run) -> str:
+    hidden = {"architectures", "auto_map", "transformers_version", "_name_or_path"}
+    kept = {key: value for key, value in run.config.items() if key not in hidden and value is not None}
+    if not kept:
+        return ""
+    rows = [(key, without_path(key, value)) for key, value in kept.items()]
+    return f"## Architecture\n\n{folded('config.json', table(('Field', 'Value'), rows))}"
+
+
+def _hyperparameters(run: Run) -> str:
+    if not run.settings:
+        return ""
+    known = {key: value for key, value in run.settings.items() if key in DEFAULTS and key not in NAMES_OF_RUNS}
+    chosen = [(key, value) for key, value in known.items() if value != DEFAULTS[key]]
+    text = "## Hyperparameters\n\n"
+    text += f"Other than default:\n\n{table(('Setting', 'Value'), chosen)}\n\n" if chosen else ""
+    whole = yaml.safe_dump(run.settings, sort_keys=True, allow_unicode=True)
+    return text + folded("All settings", fenced(whole, "yaml"))
+
+
+def _defaults() -> dict[str, Any]:
+    """The default of every setting that has one."""
+    kinds = (ModelArguments, DataArguments, TranslationTrainingArguments, HfMtConfig)
+    return {item.name: item.default for kind in kinds for item in fields(kind) if item.default is not MISSING}
+
+
+DEFAULTS = _defaults()
+
+
+def _training_log(run: Run) -> str:
+    columns = {key: {point.step: point for point in series(run.log_history, key)} for key in LOG_COLUMNS}
+    steps = sorted(set().union(*(columns[key] for key in LOG_COLUMNS if key.startswith("eval_"))))
+    used = [key for key in LOG_COLUMNS if columns[key]]
+    if not steps:
+        return ""
+    rows = []
+    for step in steps:
+        points = [_latest(columns[key], step) if key == "loss" else columns[key].get(step) for key in used]
+        epoch = next((point.epoch for point in points if point and point.step == step), None)
+        cells = [f"{step:,}", number(epoch), *("" if point is None else number(point.value) for point in points)]
+        rows.append([Markup(f"**{cell}**") if step == run.best_step and cell else cell for cell in cells])
+    body = table(("Step", "Epoch", *(LOG_COLUMNS[key] for key in used)), rows)
+    return f"## Training log\n\n{folded(f'{len(rows)} evaluations; the kept checkpoint is bold', body)}"
+
+
+def _latest(points: Mapping[int, Any], step: int) -> Any:
+    """The last value logged up to `step`."""
+    return points[max(earlier)] if (earlier := [one for one in points if one <= step]) else None
+
+
+def _reproduction(run: Run) -> str:
+    if not run.settings:
+        return ""
+    command = "accelerate launch scripts/train.py config.yaml"
+    words = "With all settings above as `config.yaml`, and the paths of your own files in it:"
+    return f"## Reproduce\n\n{words}\n\n{fenced(command, 'bash')}"
+
+
+def _versions(run: Run) -> str:
+    """Versions that the run recorded, and for other packages those of the environment that writes the card."""
+    found = {name: run.results.get(f"{name}_version") or _installed(name) for name in PACKAGES}
+    rows = [(name, str(number)) for name, number in found.items() if number]
+    return f"## Framework versions\n\n{table(('Package', 'Version'), rows)}"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # hf_mt itself, used from a checkout
+        return None
+
+
+def _citation(run: Run) -> str:
+    encoding = POSITION_ENCODINGS.get(str(run.config.get("position_encoding")))
+    return f"Position encoding: {encoding.citation}\n" if encoding else ""

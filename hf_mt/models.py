@@ -1,0 +1,110 @@
+"""The model of an experiment: new, or pretrained.
+
+- A new model's sizes are checked on the meta device, before any data is read: `check_architecture`.
+- Whatever its origin, a model leaves here with a generation configuration that fits the data: transformers' own
+  default cuts every translation at 20 tokens.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from hf_mt.arguments import Experiment, InputError
+from hf_mt.generation import position_limit
+from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_architecture(experiment: Experiment) -> None:
+    """Builds the model without memory for it, so that sizes that don't fit are known before anything else is done.
+
+    Raises:
+        InputError: As `load_or_build_model`.
+    """
+    if experiment.model.model_name_or_path is None:
+        with torch.device("meta"):
+            _new_model(experiment, HfMtConfig().vocab_size, {})
+
+
+def load_or_build_model(
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, *, longest_target: int
+) -> PreTrainedModel:
+    """The model to train, on the CPU, its initial weights decided by the seed.
+
+    Args:
+        experiment: A pretrained model's name, or the architecture of a new one.
+        tokenizer: Gives the vocabulary size and the special tokens.
+        longest_target: Tokens of the longest training target; generation may take twice as many.
+
+    Raises:
+        InputError: Sizes that don't fit together, or a folder or name without a model.
+    """
+    set_seed(experiment.training.seed)
+    if experiment.model.model_name_or_path is not None:
+        model = _pretrained_model(experiment, tokenizer)
+    else:
+        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        ids["decoder_start_token_id"] = ids["bos_token_id"]
+        model = _new_model(experiment, len(tokenizer), ids)
+    _set_generation(model, experiment, longest_target)
+    return model
+
+
+def _new_model(experiment: Experiment, vocab_size: int, ids: dict[str, Any]) -> HfMtForConditionalGeneration:
+    try:
+        config = HfMtConfig(**{**experiment.architecture, **ids, "vocab_size": vocab_size})
+        kernel = experiment.model.attn_implementation
+        return HfMtForConditionalGeneration._from_config(config, attn_implementation=kernel)
+    except (ValueError, ImportError) as error:
+        raise InputError(_plain(error)) from error
+
+
+def _plain(error: Exception) -> str:
+    """The reason without the wrapping of transformers' validators."""
+    return str(error.__cause__ or error)
+
+
+def _pretrained_model(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    name = str(experiment.model.model_name_or_path)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        found = ", ".join(sorted(item.name for item in Path(name).iterdir())[:5]) or "nothing"
+        raise InputError(f"{name} holds no model: no config.json in it ({found}); name a folder saved by a run")
+    settings = dict(experiment.architecture)
+    smoothing = settings.pop("label_smoothing", None)
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            name,
+            revision=experiment.model.model_revision,
+            token=experiment.model.token,
+            trust_remote_code=experiment.model.trust_remote_code,
+            attn_implementation=experiment.model.attn_implementation,
+            dtype=torch.float32,  # the optimizer's; mixed precision is Accelerate's to apply
+            **settings,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {name}: {error}") from error
+    if smoothing is not None and isinstance(model.config, HfMtConfig):
+        model.config.label_smoothing = smoothing
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        logger.warning("The vocabulary grows from %d to %d tokens.", model.config.vocab_size, len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer))
+    return model
+
+
+def _set_generation(model: PreTrainedModel, experiment: Experiment, longest_target: int) -> None:
+    """What `generate` does unless told otherwise: the beams of the final test, and no cut at 20 tokens."""
+    settings: GenerationConfig = model.generation_config
+    limit = position_limit(model.get_decoder())
+    longest = 2 * longest_target
+    settings.update(
+        max_length=longest if limit is None else min(longest, limit),
+        max_new_tokens=None,
+        num_beams=experiment.training.num_beams,
+        length_penalty=experiment.training.length_penalty if experiment.training.num_beams > 1 else None,
+        early_stopping=experiment.training.num_beams > 1 or None,
+    )

@@ -1,0 +1,196 @@
+"""What a person sees while a model trains: a bar, and at each evaluation a line and a few translations.
+
+- The meter counts on the device and is read rarely: a step never waits for it.
+- Speed is that of training alone, in target tokens without padding; evaluation and saving have their own seconds.
+- The same sentences are shown each time, printed and written to `samples.jsonl`.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.model.loss_hf_mt import LossSums
+
+
+SAMPLE_TEXTS = ("source", "reference", "hypothesis")
+SHOWN_CHARACTERS = 160
+
+
+class Meter:
+    """Sums over training batches: loss, right guesses, tokens and padding of both sides, and seconds.
+
+    Args:
+        device: Where the sums of batches are.
+    """
+
+    def __init__(self, device: torch.device):
+        self._window = torch.zeros(4, device=device)  # nll, right guesses, target tokens, source tokens
+        self._cells = [0, 0]  # of target and source, padding included
+        self._totals = torch.zeros(7, dtype=torch.float64)  # the window's, the cells' and seconds
+        self._marks: dict[str, Tensor] = {}
+        self._start = time.perf_counter()
+
+    def add(self, sums: LossSums, batch: Mapping[str, Tensor]) -> None:
+        """Counts one micro-batch."""
+        if not self._totals.any() and not self._cells[0]:
+            self._start = time.perf_counter()  # the first batch; what came before is not training
+        source_tokens = batch["attention_mask"].sum()
+        self._window += torch.stack((sums.nll, sums.num_correct, sums.num_tokens, source_tokens))
+        self._cells[0] += batch["labels"].numel()
+        self._cells[1] += batch["attention_mask"].numel()
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out seconds that were spent on something else."""
+        self._start += seconds
+
+    def read(self, accelerator: Accelerator, reader: str = "log") -> dict[str, float]:
+        """What happened since the same reader last asked, over all processes; call it on each of them."""
+        self._drain(accelerator)
+        since = self._totals - self._marks.get(reader, torch.zeros_like(self._totals))
+        self._marks[reader] = self._totals.clone()
+        nll, num_correct, tokens, source_tokens, cells, source_cells, seconds = since.tolist()
+        tokens = max(tokens, 1.0)
+        return {
+            "loss": nll / tokens,
+            "perplexity": math.exp(min(nll / tokens, 700)),
+            "accuracy": num_correct / tokens,
+            "target_tokens_per_second": tokens / max(seconds, 1e-9),
+            "padding_share": 1 - (tokens + source_tokens) / max(cells + source_cells, 1),
+        }
+
+    def _drain(self, accelerator: Accelerator) -> None:
+        cells = torch.tensor(self._cells, dtype=torch.float32, device=self._window.device)
+        counts = accelerator.reduce(torch.cat((self._window, cells))).double().cpu()
+        now = time.perf_counter()
+        self._totals += torch.cat((counts, torch.tensor([now - self._start])))
+        self._window.zero_()
+        self._cells, self._start = [0, 0], now
+
+
+class ProgressLines(TrainerCallback):
+    """Bars where somebody watches a terminal; lines and samples everywhere.
+
+    Args:
+        eval_dataset: Development set with `source` and `target` texts, or None.
+    """
+
+    def __init__(self, eval_dataset: Dataset | None):
+        self.eval_dataset = eval_dataset
+        self.bar: tqdm | None = None
+        self.training: Mapping[str, float] = {}  # set by the trainer: what its meter read since the last evaluation
+        self.translations: list[str] = []  # set by the trainer: of the last evaluation
+
+    def on_train_begin(
+        self, args: TranslationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            hidden = True if args.disable_tqdm else None  # None: hidden unless stderr is a terminal
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=hidden)
+
+    def on_step_end(
+        self, args: TranslationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(
+        self, args: TranslationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_evaluate(
+        self,
+        args: TranslationTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if self.bar is None or not state.is_world_process_zero:
+            return
+        samples = self._samples(args.num_samples_shown, state)
+        learning_rate = next(
+            (row["learning_rate"] for row in reversed(state.log_history) if "learning_rate" in row), 0
+        )
+        lines = [epoch_line(state, self.training, metrics, learning_rate)]
+        lines += [f"    {name:<10} {_shown(row[name])}" for row in samples for name in SAMPLE_TEXTS]
+        tqdm.write("\n".join(lines))
+        write_samples(Path(args.output_dir) / "samples.jsonl", samples, state.global_step)
+        if "wandb" in args.report_to:
+            _log_samples_to_wandb(samples)
+
+    def _samples(self, number: int, state: TrainerState) -> list[dict[str, Any]]:
+        """Sentences spread evenly over the development set, the same each time."""
+        if self.eval_dataset is None or not self.translations:
+            return []
+        size = len(self.eval_dataset)
+        rows = []
+        for index in (size * part // number for part in range(min(number, size))):
+            pair = self.eval_dataset[index]
+            row = {"step": state.global_step, "epoch": state.epoch}
+            row |= {"source": pair["source"], "reference": pair["target"], "hypothesis": self.translations[index]}
+            rows.append(row)
+        return rows
+
+
+def _shown(text: str) -> str:
+    """A sentence that fits a line or two of a terminal; `samples.jsonl` has it whole."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
+
+
+def epoch_line(
+    state: TrainerState, training: Mapping[str, float], metrics: Mapping[str, float], learning_rate: float
+) -> str:
+    """One evaluation in one line: training since the last one, then the development set."""
+    parts = [f"epoch {state.epoch or 0:6.2f}  step {state.global_step:6d}"]
+    if training:
+        parts.append("train " + _quality(training))
+        speed = f"{training['target_tokens_per_second']:,.0f} target tokens/s"
+        parts.append(f"lr {learning_rate:.2e}  {speed}  {training['padding_share']:.1%} padding")
+    dev = "dev " + _quality({name.removeprefix("eval_"): value for name, value in metrics.items()})
+    if "eval_bleu" in metrics:
+        dev += f"  BLEU {metrics['eval_bleu']:.2f}"
+        best = max(row["eval_bleu"] for row in state.log_history if "eval_bleu" in row)
+        dev += " (best so far)" if metrics["eval_bleu"] >= best else f" (best {best:.2f})"
+    parts.append(dev)
+    if metrics.get("eval_cut_off", 0) > 0.01:
+        parts.append(f"{metrics['eval_cut_off']:.1%} of translations hit their length limit")
+    parts.append(f"{metrics.get('eval_runtime', 0):.0f} s to evaluate")
+    return " | ".join(parts)
+
+
+def _quality(numbers: Mapping[str, float]) -> str:
+    return f"loss {numbers['loss']:.3f}  ppl {numbers['perplexity']:.4g}  acc {numbers['accuracy']:.1%}"
+
+
+def write_samples(path: Path, samples: list[dict[str, Any]], step: int) -> None:
+    """Adds rows to a JSONL file, in place of those of the same or a later step (a resumed run repeats some)."""
+    kept = []
+    if path.is_file():
+        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] < step]
+    lines = kept + [json.dumps(row, ensure_ascii=False) for row in samples]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    temporary.replace(path)
+
+
+def _log_samples_to_wandb(samples: list[dict[str, Any]]) -> None:
+    import wandb
+
+    if wandb.run is not None and samples:
+        columns = list(samples[0])
+        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in samples])
+        wandb.log({"samples": table})

@@ -1,0 +1,75 @@
+"""The end of a run: the kept model tested once, and everything that is told about it, as files of the run folder.
+
+- `all_results.json` is written last of all that the run cannot do without: it marks the run as finished.
+- Files are written whole, by the first process; every process takes part in testing.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_mt import __version__
+from hf_mt.arguments import Experiment
+from hf_mt.hardware import machine
+from hf_mt.training import TranslationTrainer
+
+
+def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Dataset | None) -> dict[str, Any]:
+    """Evaluates the kept weights, translates the test set with beams, and saves model, translations and results.
+
+    Returns:
+        What `all_results.json` holds.
+    """
+    args = experiment.training
+    metrics: dict[str, Any] = {}
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate(num_beams=args.generation_num_beams)
+        metrics |= _with_prefix("eval", trainer.signatures)
+    folder = Path(args.output_dir)
+    trainer.save_model(str(folder), _internal_call=True)  # pushed later, with its card
+    trainer.save_state()
+    if test_dataset is not None:
+        beams = {"num_beams": args.num_beams, "length_penalty": args.length_penalty, "early_stopping": True}
+        output = trainer.predict(test_dataset, **beams)
+        metrics |= {**(output.metrics or {}), **_with_prefix("test", trainer.signatures)}
+        if args.should_save:
+            write_whole(folder / "generated_predictions.txt", "".join(f"{line}\n" for line in output.predictions))
+    results = {**metrics, **_about(trainer, experiment)}
+    if args.should_save:
+        write_whole(folder / "all_results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return results
+
+
+def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _about(trainer: TranslationTrainer, experiment: Experiment) -> dict[str, Any]:
+    """How the model came about: what a reader needs to believe a score, or to get it again."""
+    totals = next((row for row in reversed(trainer.state.log_history) if "train_runtime" in row), {})
+    speeds = [row["target_tokens_per_second"] for row in trainer.state.log_history if "target_tokens_per_second" in row]
+    return {
+        "epoch": trainer.state.epoch,
+        "global_step": trainer.state.global_step,
+        "train_runtime": totals.get("train_runtime"),
+        "train_minutes": round(totals["train_runtime"] / 60, 2) if totals else None,
+        "train_target_tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "num_parameters": sum(weight.numel() for weight in trainer.model.parameters()),
+        "num_beams": experiment.training.num_beams,
+        "length_penalty": experiment.training.length_penalty,
+        "seed": experiment.training.seed,
+        "num_processes": trainer.args.world_size,
+        "machine": machine(),
+        "hf_mt_version": __version__,
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file beside its place and moves it there, so that a crash leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

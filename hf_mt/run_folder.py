@@ -1,0 +1,157 @@
+"""
+The folder of a run: whose it is, and whether to begin, go on, or leave it as it is.
+
+- `config_resolved.yaml` marks the folder as that of one run. A start with another value of any key but the free ones
+  would mix two experiments in one folder, so it is refused and each difference is shown.
+- Batch sizes are compared as what a step sees: tokens (or sentences) x accumulation x processes.
+- All processes call `open_run_folder` and only the first writes, so the answer must not depend on whether that has
+  happened: a folder with a config but no checkpoint is as new as an empty one.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_mt.arguments import Experiment, InputError, typed_values, valid_keys
+from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS
+from hf_mt.settings import read_yaml, yaml_value
+
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config_resolved.yaml"
+EFFECTIVE_BATCH = "tokens_per_batch x gradient_accumulation_steps x processes"
+# The learning rate of these schedules does not depend on the length of training.
+ENDLESS_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
+
+
+def open_run_folder(experiment: Experiment) -> Literal["new", "resume", "finished"]:
+    """
+    What to do in `output_dir`: start ("new"), go on from a checkpoint ("resume"), or nothing ("finished").
+
+    The first process writes `config_resolved.yaml`, also on resuming, since free keys may have changed.
+
+    Raises:
+        InputError: the folder holds another run or something else, or cannot be written.
+    """
+    folder = Path(experiment.training.output_dir)
+    try:
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    except FileNotFoundError:
+        names = set()
+    except OSError as error:
+        raise InputError(f"output_dir {folder}: {error.strerror}; choose another") from error
+    if names and CONFIG_NAME not in names:
+        raise InputError(f"output_dir {folder} holds something else ({_some(names)}); choose another, or empty it")
+    verdict: Literal["new", "resume", "finished"] = "new"
+    if names:
+        old = _read_config(folder / CONFIG_NAME)
+        _refuse_another_run(old, experiment.resolved, folder)
+        verdict = _progress(folder, names, experiment.resolved)
+        _warn_of_new_length(old, experiment.resolved, verdict)
+    if verdict != "finished" and experiment.training.process_index == 0:
+        save_config(experiment, folder / CONFIG_NAME)
+    return verdict
+
+
+def save_config(experiment: Experiment, path: Path) -> Path:
+    """
+    Writes `experiment.resolved` as a YAML file, grouped and commented, which `parse_experiment` reads as the same run.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(_as_yaml(experiment.resolved), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another output_dir") from error
+    return path
+
+
+def _as_yaml(resolved: Mapping[str, Any]) -> str:
+    lines = ["# Every key of this run. The same run again: accelerate launch scripts/train.py THIS_FILE"]
+    for group, names in groupby(resolved, key=lambda name: valid_keys()[name].group):
+        lines += ["", f"# {group}"]
+        for name in names:
+            text = f"{name}: {yaml_value(resolved[name])}"
+            meaning = valid_keys()[name].metadata.get("help") if group != "transformers" else None
+            lines.append(f"{text:<40}  # {meaning}" if meaning else text)
+    return "\n".join(lines) + "\n"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A config as an earlier, perhaps older, version wrote it: keys that no longer exist have nothing to say."""
+    settings = read_yaml(path)
+    gone = sorted(set(settings) - set(valid_keys()))
+    if gone:
+        logger.warning("%s has keys that this version does not know; they are ignored: %s", path, ", ".join(gone))
+    return typed_values({name: setting for name, setting in settings.items() if name not in gone})
+
+
+def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
+    before, now = _identity({**_defaults(), **old}), _identity(new)
+    changes = [f"  {name}: {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if changes:
+        raise InputError(
+            "\n".join([f"output_dir {folder} holds a run with other settings:", *changes])
+            + "\nset these back to go on with that run, or choose another --output_dir, or delete the folder"
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    """What the keys that an older version did not have would have been."""
+    return {key.name: key.default for key in valid_keys().values() if key.name not in SECRET_KEYS}
+
+
+def _identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = FREE_KEYS | EFFECTIVE_BATCH_KEYS
+    same = {name: value for name, value in resolved.items() if name not in left_out}
+    return {**same, EFFECTIVE_BATCH: _effective_batch(resolved)}
+
+
+def _effective_batch(resolved: Mapping[str, Any]) -> str:
+    """What one step sees on all processes together."""
+    unit = "tokens" if resolved["tokens_per_batch"] else "sentences"
+    size = resolved["tokens_per_batch"] or resolved["per_device_train_batch_size"]
+    return f"{size * resolved['gradient_accumulation_steps'] * (resolved['num_processes'] or 1)} {unit}"
+
+
+def _progress(folder: Path, names: set[str], resolved: Mapping[str, Any]) -> Literal["new", "resume", "finished"]:
+    if "all_results.json" in names and not _asks_for_more(folder / "trainer_state.json", resolved):
+        return "finished"
+    return "resume" if any(name.startswith("checkpoint-") for name in names) else "new"
+
+
+def _asks_for_more(state_path: Path, resolved: Mapping[str, Any]) -> bool:
+    """Whether the length asked for now exceeds the one asked for when the run finished, early or not."""
+    try:
+        state = json.loads(state_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    asked = resolved["max_steps"]
+    if asked <= 0:
+        asked = resolved["num_train_epochs"] * state["global_step"] / max(state["epoch"], 1e-9)
+    return asked > state["max_steps"] + 0.5  # epochs are not exact: half a step more is no more
+
+
+def _warn_of_new_length(old: Mapping[str, Any], new: Mapping[str, Any], verdict: str) -> None:
+    changed = any(old.get(name) != new[name] for name in ("num_train_epochs", "max_steps"))
+    fixed = new["lr_scheduler_type"] in ENDLESS_SCHEDULES and not 0 < new["warmup_steps"] < 1
+    if verdict == "resume" and changed and not fixed:
+        logger.warning(
+            "the length of training changed, and with it the learning rate of the %s schedule from here on: "
+            "the result is not that of a run of this length from the start",
+            new["lr_scheduler_type"],
+        )
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")

@@ -1,0 +1,116 @@
+"""What the files of a run folder say, as far as strangers may read it.
+
+- Nothing but files is read, so that it can be read again at any time and on another machine; what is absent is empty.
+- Local paths are cut to file names and secrets left out.
+- In a checkpoint folder, files of the whole run are taken from the folder above.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from hf_mt.arguments import SECRET_KEYS, InputError
+from hf_mt.model import HfMtConfig
+from hf_mt.reporting import best_point
+
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+NAME_KEYS = frozenset({"dataset_name", "model_name_or_path", "tokenizer_name", "hub_model_id"})
+TEXT_KEYS = frozenset({"source_prefix"})  # a slash in them is no path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the files of a run folder say; whatever is absent is empty."""
+
+    folder: Path
+    name: str  # of the repository, or of the folder
+    config: dict[str, Any]
+    results: dict[str, Any]
+    log_history: list[dict[str, Any]]
+    best_step: int | None
+    settings: dict[str, Any]  # without secrets and local paths
+    data_table: dict[str, Any]
+    samples: list[dict[str, Any]]  # of the kept checkpoint
+
+    @property
+    def languages(self) -> tuple[str, str] | None:
+        """Codes of source and target, where both are known."""
+        pair = self.settings.get("source_lang"), self.settings.get("target_lang")
+        return (str(pair[0]), str(pair[1])) if all(pair) else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the model is one of hf_mt's own, whose code travels with its weights."""
+        return self.config.get("model_type") == HfMtConfig.model_type
+
+
+def read_run(run_folder: Path, *, name: str) -> Run:
+    """Read what the card needs; raises InputError for a missing folder or an unreadable file."""
+    if not run_folder.is_dir():
+        raise InputError(f"{run_folder} is no folder; name the folder of a run, which holds config.json")
+    state = _mapping(_artefact(run_folder, "trainer_state.json"))
+    settings = _mapping(_artefact(run_folder, "config_resolved.yaml"), yaml.safe_load)
+    samples = _parsed(_artefact(run_folder, "samples.jsonl"), _lines) or []
+    history = state.get("log_history", [])
+    best = best_point(history)
+    kept = state.get("best_global_step") or (best.step if best else None)
+    steps = {row.get("step") for row in samples}
+    wanted = kept if kept in steps else max((step for step in steps if step is not None), default=None)
+    return Run(
+        folder=run_folder,
+        name=name,
+        config=_mapping(run_folder / "config.json"),
+        results=_mapping(_artefact(run_folder, "all_results.json")),
+        log_history=history,
+        best_step=kept,
+        settings={key: without_path(key, value) for key, value in settings.items() if key not in SECRET_KEYS},
+        data_table=_mapping(_artefact(run_folder, "data_table.json")),
+        samples=[row for row in samples if row.get("step") == wanted],
+    )
+
+
+def _artefact(folder: Path, name: str) -> Path:
+    inside = folder / name
+    return folder.parent / name if folder.name.startswith("checkpoint-") and not inside.exists() else inside
+
+
+def _mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    found = _parsed(path, parse) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}, but must hold keys and values; restore or delete it")
+    return found
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What is in the file; None if there is none."""
+    try:
+        return parse(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {error}; restore or delete it") from error
+
+
+def without_path(key: str, value: Any) -> Any:
+    """`value` with every local path in it cut to its last part; names of the Hub stay."""
+    if isinstance(value, Mapping):
+        return {name: without_path(name, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_path(key, item) for item in value]
+    if not isinstance(value, str) or not re.search(r"[/\\]", value) or key in TEXT_KEYS or hub_name(key, value):
+        return value
+    return PureWindowsPath(value).name  # which knows both kinds of slash
+
+
+def hub_name(key: str, value: Any) -> str | None:
+    """`value` if the setting `key` names a repository of the Hub with it, not a local path."""
+    is_name = key in NAME_KEYS and isinstance(value, str) and HUB_NAME.fullmatch(value) and not Path(value).exists()
+    return value if is_name else None

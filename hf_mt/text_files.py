@@ -1,0 +1,63 @@
+"""Text that is read and written line by line.
+
+- A line of text ends at `\\n` or `\\r\\n` and nowhere else, as in `hf_mt.corpora`, but nothing is held in memory.
+- Files appear whole or not at all: they are written beside their place and moved there.
+"""
+
+import codecs
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from hf_mt.arguments import InputError
+
+
+def read_stream(file: BinaryIO, name: str) -> Iterator[str]:
+    """Lines as they are needed, of UTF-8 text; `\\n` or `\\r\\n` ends one, nothing else does.
+
+    Raises:
+        InputError: A line isn't UTF-8 or contains NUL.
+    """
+    for number, raw in enumerate(file, 1):
+        line = raw.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name}, line {number}, byte {error.start + 1}: not UTF-8; convert it, as with iconv"
+            ) from error
+        if "\0" in text:
+            raise InputError(f"{name}, line {number}: a NUL character; only text is allowed")
+        yield text
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each line break, so that it takes one line of a file."""
+    return re.sub(r"\r\n|[\r\n]", " ", text)
+
+
+@contextmanager
+def open_output(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which takes its name once it is whole; "-" is standard output.
+
+    Raises:
+        InputError: The file can't be written.
+    """
+    if name == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""Averages the weights of several checkpoints into a new model folder.
+
+    python scripts/average_checkpoints.py runs/quickstart/checkpoint-1600 runs/quickstart/checkpoint-2000 \
+        --output_dir runs/quickstart-average
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from hf_mt.arguments import run_script
+from hf_mt.averaging import save_average
+
+
+def main() -> None:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--output_dir", required=True, type=Path, help="a folder that does not exist yet")
+    options = parser.parse_args()
+    save_average(options.folders, options.output_dir)
+    print(f"the mean of {len(options.folders)} checkpoints is in {options.output_dir}")
+
+
+if __name__ == "__main__":
+    run_script(main)

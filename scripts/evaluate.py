@@ -1,0 +1,33 @@
+"""Scores a model on test data with BLEU, chrF and TER, as sacrebleu computes them.
+
+    python scripts/evaluate.py runs/quickstart
+    python scripts/evaluate.py Helsinki-NLP/opus-mt-en-de --test_file data/test --source_lang en --target_lang de
+
+Options are the keys of the data (dataset_name, test_file, source_lang, max_predict_samples, ...), for which a run
+folder has defaults, and
+    --split validation|test        --output_dir DIR            (MODEL/evaluation/test)
+    --num_beams N                  --length_penalty X          (the model's own)
+    --tokens_per_batch N           --device D                  --revision R     --trust_remote_code
+    --lowercase  --tokenize none   for text that is lower-cased or tokenised: scores get other names
+    --hypotheses FILE              scores these translations, with or without MODEL
+"""
+
+import sys
+
+from hf_mt.arguments import run_script
+from hf_mt.evaluation import evaluate_model, parse_evaluation
+from hf_mt.reporting import print_scores
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        return print(__doc__)
+    args, data = parse_evaluation(sys.argv[1:])
+    results = evaluate_model(args, data, show_progress=sys.stderr.isatty())
+    print_scores(results)
+    if results["output_dir"] is not None:
+        print(f"written to {results['output_dir']}: results.json, predictions.txt, test_scores.tsv")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,147 @@
+"""Curves, verdicts and tables on histories whose course is known."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from hf_mt.reporting import BLUE, GREY, ORANGE, RED, best_point, plot_curves, print_samples, print_scores, verdict
+
+
+Row = dict[str, Any]
+
+
+def history(train: list[float], dev: list[float] = (), bleu: list[float] = ()) -> list[Row]:
+    """Training losses every 10 steps; evaluations spread evenly, the last one at the last step."""
+    rows: list[Row] = [{"loss": loss, "step": 10 * (i + 1), "epoch": (i + 1) / 4} for i, loss in enumerate(train)]
+    for i, loss in enumerate(dev):
+        step = 10 * len(train) * (i + 1) // len(dev)
+        row = {"eval_loss": loss, "step": step, "epoch": step / 40}
+        rows.append(row | ({"eval_bleu": bleu[i], "eval_chrf": bleu[i] + 20} if bleu else {}))
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def decay(start: float, floor: float, rate: float, count: int = 20) -> list[float]:
+    """Exponential from `start` to `floor`; at rate 20 it has long arrived, at rate 2 it is far from it."""
+    return [floor + (start - floor) * math.exp(-rate * i / (count - 1)) for i in range(count)]
+
+
+FLAT_BLEU = [5.0, 20.0, 30.0, 35.0, 37.0, 37.5, 37.6, 37.5, 37.6, 37.55]
+RISING = decay(2.5, 2.0, 20, 10)[:5] + [2.02, 2.05, 2.1, 2.15, 2.2]
+CONVERGED = history(decay(9, 1.5, 20), decay(9, 2, 20, 10), FLAT_BLEU)
+CASES = {
+    "converged": CONVERGED,
+    "still falling": history(decay(9, 1.5, 2), decay(9, 2, 2, 10), FLAT_BLEU),
+    "overfitting": history(decay(9, 0.5, 4), RISING, FLAT_BLEU),
+    "diverged: the training loss rose": history(decay(9, 4, 20, 10) + [6.0, 7.5, 8, 8, 8, 8, 8, 8, 8, 8], [4, 8]),
+    "diverged: the training loss stays at 6.2": history(decay(9, 6.2, 20), decay(9, 6.3, 20, 10), [0.3] * 10),
+    "diverged: the training loss is not finite from step 160": history(decay(9, 2, 20)[:15] + [math.nan] * 5, [3.0]),
+    "diverged: the development loss is not finite": history(decay(9, 2, 20), [3.0, math.inf]),
+    "undecided: a single development loss": history(decay(9, 2, 20), [2.5], [30.0]),
+    "undecided: no training loss": [],
+}
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_verdict_names_the_case_and_no_other(words: str) -> None:
+    found = verdict(CASES[words])
+    assert found.startswith(words)
+    assert "\n" not in found
+    assert not any(found.startswith(other) for other in CASES if other != words)
+
+
+def test_rising_bleu_is_still_falling_though_the_loss_rises() -> None:
+    rising_bleu = [10.0, 20, 25, 28, 30, 31, 32, 33, 34, 35]
+    assert verdict(history(decay(9, 0.5, 4), RISING, rising_bleu)).startswith("still falling")
+    assert verdict(history(decay(9, 0.5, 4), RISING, FLAT_BLEU)).startswith("overfitting")
+
+
+def test_the_entropy_of_words_decides_what_a_flat_loss_means() -> None:
+    flat = history(decay(9, 4, 20), decay(9, 4, 20, 10))
+    assert verdict(flat, unigram_entropy=3.9).startswith("diverged")
+    assert verdict(flat, unigram_entropy=6.0).startswith("converged")
+
+
+def test_noise_of_the_batches_is_no_divergence() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.15, 200)
+    level = history([1.2 + shift for shift in noise], [1.4, 1.4, 1.4])
+    assert verdict(level).startswith("converged")
+    rising = history([1.2 + shift + 0.01 * i for i, shift in enumerate(noise)], [1.4, 1.4, 1.4])
+    assert verdict(rising).startswith("diverged")
+
+
+def test_early_stop_is_told_with_the_planned_length() -> None:
+    assert verdict(CONVERGED, max_steps=400).startswith("stopped early at step 200 of 400, converged")
+    assert verdict(CONVERGED, max_steps=200).startswith("converged")
+
+
+def test_best_is_the_highest_bleu_and_not_the_evaluation_after_training() -> None:
+    assert best_point(CONVERGED).value == 37.6
+    after = [*CONVERGED, {"eval_bleu": 99.0, "eval_loss": 0.1, "step": 200, "epoch": 5.0}]
+    assert best_point(after) == best_point(CONVERGED)
+    assert best_point([*CONVERGED, {"eval_bleu": 99.0, "step": 201, "epoch": 5.0}]).value == 99.0
+    assert best_point(history([3.0], [2.0, 1.0, 1.5])).value == 1.0
+    assert best_point([]) is None
+
+
+def share_of(colour: str, path: Path) -> float:
+    """Share of the pixels that have exactly this colour."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round()
+    return float((pixels == wanted).all(axis=-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("rows", "present", "absent"),
+    [
+        (CONVERGED, (GREY, BLUE, ORANGE), (RED,)),
+        (history(decay(9, 2, 20), [3.0, 2.5]), (GREY, BLUE), (ORANGE, RED)),
+        (history([3.2]), (GREY,), (BLUE, ORANGE, RED)),
+        (history(decay(9, 2, 20)[:15] + [math.nan] * 5), (GREY, RED), (BLUE, ORANGE)),
+        (history([math.nan]), (RED,), (BLUE, ORANGE)),
+        ([], (), (GREY, BLUE, ORANGE, RED)),
+    ],
+    ids=["whole", "no BLEU", "one point", "NaN", "only NaN", "empty"],
+)
+def test_each_series_draws_its_colour(
+    rows: list[Row], present: tuple[str, ...], absent: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = plot_curves(rows, tmp_path / "report" / "curves.png")
+    assert matplotlib.image.imread(path).shape[:2] == (640, 1680)
+    assert all(share_of(colour, path) > 1e-4 for colour in present)
+    assert all(share_of(colour, path) == 0 for colour in absent)
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+
+
+SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+RESULTS = {"eval_bleu": 40.0, "test_bleu": 38.423, "test_bleu_signature": SIGNATURE, "test_loss": 1.93, "epoch": 3.0}
+
+
+def printed(function: Any, value: Any) -> str:
+    stream = io.StringIO()
+    function(value, file=stream)
+    return stream.getvalue()
+
+
+def test_scores_are_plain_text_with_whole_signatures() -> None:
+    text = printed(print_scores, RESULTS)
+    assert f"bleu: {SIGNATURE}" in text.splitlines()
+    assert "38.42" in text and "1.93" in text
+    assert "40.00" not in text and "epoch" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "40.00" in printed(print_scores, {"eval_bleu": 40.0})
+
+
+def test_samples_are_shown_and_not_obeyed() -> None:
+    hostile = "[bold red]x[/] \x1b[31mred\x1b[0m \x07 tab\tnewline\nend"
+    row = {"source": hostile, "reference": "Ein Hund rennt. " * 20, "hypothesis": "狗在跑" * 40}
+    text = printed(print_samples, [row])
+    assert not set(text) & {"\x1b", "\x07", "\t"}
+    assert "\x1b" in hostile
+    assert "[bold red]x[/] ␛[31mred␛[0m ␇ tab␉newline␊end" in text
+    assert text.count("狗") == 40
+    assert max(map(len, text.splitlines())) <= 80

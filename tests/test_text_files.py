@@ -1,0 +1,40 @@
+"""Lines and whole files."""
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from hf_mt import InputError
+from hf_mt.text_files import one_line, open_output, read_stream
+
+
+def test_a_stream_of_lines_ends_at_line_feeds_alone() -> None:
+    raw = "\ufeffone\u2028still one\r\ntwo\x85\n\nfour".encode()
+    assert list(read_stream(BytesIO(raw), "x")) == ["one\u2028still one", "two\x85", "", "four"]
+    assert len(raw.decode().splitlines()) > 4
+    for bad, message in ((b"a\nb\xe9\n", "x, line 2, byte 2: not UTF-8"), (b"a\n\nb\0", "x, line 3: a NUL")):
+        with pytest.raises(InputError, match=message):
+            list(read_stream(BytesIO(bad), "x"))
+
+
+def test_a_text_becomes_one_line() -> None:
+    text = "a\nb\r\nc\rd e"
+    assert one_line(text) == "a b c d e"
+    assert len(one_line(text).splitlines()) == 1 < len(text.splitlines())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with open_output(path) as file:
+        file.write(b"old")
+    with pytest.raises(RuntimeError), open_output(path) as file:
+        file.write(b"half of it")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="can't be written"), open_output(tmp_path / "missing" / "out"):
+        pass
+    with pytest.raises(RuntimeError), path.open("wb") as plain:  # what a plain file would leave
+        plain.write(b"half of it")
+        raise RuntimeError
+    assert path.read_bytes() == b"half of it"
