@@ -109,6 +109,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     early_stopping_patience: int = _key(0, "stop after so many evaluations without a better score; 0: never", least=0)
     num_samples_shown: int = _key(3, "development sentences shown at each evaluation", least=0)
     dry_run: bool = _key(False, "build everything, take one step, report, and stop")
+    cpu_threads: int | None = _key(None, "threads a process; default: all cores, shared by the processes", least=1)
+    card_license: str | None = _key(None, "licence of the weights, by its name on the Hub, for the model card")
+    card_samples: bool = _key(True, "False where the corpus must not be handed on: no sentences in the model card")
     num_train_epochs: float = _key(3.0, "length of training; max_steps overrides it", least=0)
     learning_rate: float = _key(5e-4, "peak learning rate", least=0)
     lr_scheduler_type: SchedulerType | str = _key("inverse_sqrt", "learning rate after warm-up")
@@ -127,7 +130,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     logging_steps: float = _key(50, "steps between two lines of the log", least=0)
     seed: int = _key(42, "of weights, dropout and the order of the data", least=0, below=2**32)
     report_to: None | str | list[str] = _key("none", "trackers, such as wandb")
-    disable_tqdm: bool | None = _key(True, "False shows transformers' own progress bars")
+    disable_tqdm: bool | None = _key(False, "True hides the progress bar, which only terminals get")
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:  # transformers knows only loss

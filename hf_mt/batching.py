@@ -31,10 +31,12 @@ TILT_JITTER = 0.25  # of the length: how far equally long pairs may leave the or
 class TokenBatchSampler(Sampler):
     """Micro-batches of indices; each `num_parts` in a row are one optimizer step.
 
-    Global batches take `tokens_per_batch * num_parts` padded tokens and never more. A micro-batch takes at most
+    Global batches take at most `tokens_per_batch * num_parts` padded tokens. A micro-batch takes at most
     `tokens_per_batch` wherever a cut into `num_parts` neighbours by length can do so, else the least possible excess,
-    which is below one sentence. No pair is lost or repeated, and `len()` is a multiple of `num_parts`, so Accelerate's
-    `BatchSamplerShard` gives process `r` of `P` the batches `r, r + P, ...` and has nothing to drop or to fill up.
+    which is below one sentence. (Only where the budget is below two sentences can a last step be too small for
+    `num_parts`; it then joins the one before, over the budget.) No pair is lost or repeated, and `len()` is a multiple
+    of `num_parts`, so Accelerate's `BatchSamplerShard` gives process `r` of `P` the batches `r, r + P, ...` and has
+    nothing to drop or to fill up.
     There is no `batch_size` on purpose: `BatchSamplerShard` would drop every batch of another size.
 
     Args:

@@ -232,12 +232,10 @@ def usable_manners(kind: Kind, source: Locale, target: Locale) -> list[str]:
             pairs = [(probe(source), probe(target)) for probe in probes]
         except (LookupError, ValueError, NotImplementedError):  # what Babel raises where a locale lacks the data
             continue
-        before = dict(translations)
-        if all(text and translation and translation == translations.setdefault(text, translation)
-               for text, translation in pairs):  # fmt: skip
+        seen = dict(translations)
+        if all(text and other and seen.setdefault(text, other) == other for text, other in pairs):
             kept.append(manner)
-        else:
-            translations = before
+            translations = seen
     return kept
 
 

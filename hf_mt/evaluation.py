@@ -8,14 +8,15 @@
 
 import json
 import os
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import datasets
-import evaluate
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from hf_mt.arguments import DataArguments, InputError, typed_values
@@ -25,6 +26,20 @@ from hf_mt.settings import Setting, convert, did_you_mean, read_options, read_ya
 from hf_mt.text_files import one_line, open_output
 from hf_mt.translation import Translator
 
+
+@contextmanager
+def _packages_only() -> Iterator[None]:
+    """Hides scripts/evaluate.py, which scripts beside it would import in place of the package of that name."""
+    saved = sys.path.copy()
+    sys.path[:] = [folder for folder in saved if not Path(folder, "evaluate.py").is_file()]
+    try:
+        yield
+    finally:
+        sys.path[:] = saved
+
+
+with _packages_only():
+    import evaluate
 
 METRICS = ("bleu", "chrf", "ter")
 ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})

@@ -100,25 +100,20 @@ def generate_batch(
         num_return_sequences: Hypotheses a sentence.
         length_penalty: Exponent of the length in scores; the model's own setting if None.
         return_scores: Whether to compute scores.
-        **generation: Further options of `generate`, such as `early_stopping`, `do_sample`, `top_p`.
-
-    Samples, unlike other outputs, depend on the batch: its sentences share one random stream.
+        **generation: Further options of `generate`, such as `early_stopping`, or `do_sample`. Samples, unlike other
+            outputs, depend on the batch: its sentences share one random stream.
     """
     defaults = model.generation_config
     num_beams = num_beams or defaults.num_beams or 1
-    if length_penalty is None:
-        length_penalty = 1.0 if defaults.length_penalty is None else defaults.length_penalty
-    limits = length_limits(attention_mask) if limits is None else limits.to(input_ids.device)
-    if (positions := position_limit(model.get_decoder())) is not None:
-        limits = limits.clamp(max=positions)
+    penalty = next(value for value in (length_penalty, defaults.length_penalty, 1.0) if value is not None)
+    generation["length_penalty"] = penalty
+    if num_beams == 1:
+        generation = {key: value for key, value in generation.items() if key not in BEAM_OPTIONS}
     if return_scores and encoder_outputs is None:
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-    if num_beams > 1:
-        generation["length_penalty"] = length_penalty
-    else:
-        generation = {key: value for key, value in generation.items() if key not in BEAM_OPTIONS}
     if encoder_outputs is not None:
         generation["encoder_outputs"] = type(encoder_outputs)(**encoder_outputs)  # generate repeats its rows in place
+    limits = _limits(model, attention_mask, limits)
     rows = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -135,9 +130,17 @@ def generate_batch(
     finished = torch.tensor([sequence[-1] in eos for sequence in sequences])
     if encoder_outputs is None or not return_scores:
         return GeneratedBatch(sequences, None, finished)
-    log_probs = sequence_log_probs(model, sequences, encoder_outputs, attention_mask, start=int(rows[0, 0]))
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return GeneratedBatch(sequences, log_probs / lengths**length_penalty, finished)
+    start = int(rows[0, 0])
+    given = generation.get("forced_bos_token_id", defaults.forced_bos_token_id) is not None
+    sums = sequence_log_probs(model, sequences, encoder_outputs, attention_mask, start=start, first_is_given=given)
+    return GeneratedBatch(sequences, sums / torch.tensor([len(row) for row in sequences]) ** penalty, finished)
+
+
+def _limits(model: PreTrainedModel, attention_mask: Tensor, limits: Tensor | None) -> Tensor:
+    """(B,) limits no higher than the decoder's positions, on the device of the mask."""
+    limits = length_limits(attention_mask) if limits is None else limits.to(attention_mask.device)
+    positions = position_limit(model.get_decoder())
+    return limits if positions is None else limits.clamp(max=positions)
 
 
 def _cut(rows: Tensor, limits: Sequence[int], eos: Sequence[int]) -> list[list[int]]:
@@ -157,6 +160,7 @@ def sequence_log_probs(
     attention_mask: Tensor,
     *,
     start: int,
+    first_is_given: bool = False,
 ) -> Tensor:
     """The model's log-probability of each of N token sequences, natural logarithm, (N,) float32 on the CPU.
 
@@ -166,14 +170,13 @@ def sequence_log_probs(
         encoder_outputs: Its `last_hidden_state` is (B, S, D).
         attention_mask: (B, S).
         start: The decoder's first token.
-
-    A first token that `generate` was made to write (`forced_bos_token_id`) counts as certain, as in beam search.
+        first_is_given: Whether the token after it was forced (`forced_bos_token_id`) and counts as certain.
     """
     device, states = attention_mask.device, encoder_outputs.last_hidden_state
     per_sentence = len(sequences) // len(states)
     targets = pad_sequence([torch.tensor(row) for row in sequences], batch_first=True, padding_value=-100).to(device)
     inputs = torch.cat((torch.full_like(targets[:, :1], start), targets[:, :-1].clamp(min=0)), dim=1)  # (N, T)
-    if model.generation_config.forced_bos_token_id is not None:
+    if first_is_given:
         targets[:, 0] = -100
     size = max(1, MAX_LOGITS // (targets.shape[1] * model.get_output_embeddings().weight.shape[0]))
     sums = []

@@ -7,17 +7,20 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging as transformers_logging
 
 from hf_mt.arguments import TranslationTrainingArguments
 from hf_mt.model.loss_hf_mt import LossSums
@@ -129,7 +132,7 @@ class ProgressLines(TrainerCallback):
         lines += [f"    {name:<10} {_shown(row[name])}" for row in samples for name in SAMPLE_TEXTS]
         tqdm.write("\n".join(lines))
         write_samples(Path(args.output_dir) / "samples.jsonl", samples, state.global_step)
-        if "wandb" in args.report_to:
+        if "wandb" in (args.report_to or ()):
             _log_samples_to_wandb(samples)
 
     def _samples(self, number: int, state: TrainerState) -> list[dict[str, Any]]:
@@ -170,6 +173,13 @@ def epoch_line(
         parts.append(f"{metrics['eval_cut_off']:.1%} of translations hit their length limit")
     parts.append(f"{metrics.get('eval_runtime', 0):.0f} s to evaluate")
     return " | ".join(parts)
+
+
+def quiet_libraries() -> None:
+    """Leaves the terminal to us: no bars of transformers, and those of datasets only where somebody watches."""
+    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 def _quality(numbers: Mapping[str, float]) -> str:

@@ -323,6 +323,8 @@ def print_scores(results: Mapping[str, Any], *, file: TextIO | None = None) -> N
     table.add_column("value", justify="right", no_wrap=True)
     signatures = []
     for key, value in results.items():
+        if key.endswith("_per_second"):
+            continue
         if key.startswith(prefix) and isinstance(value, int | float):
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
             table.add_row(key.removeprefix(prefix), shown)

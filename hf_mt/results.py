@@ -50,8 +50,10 @@ def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _about(trainer: TranslationTrainer, experiment: Experiment) -> dict[str, Any]:
     """How the model came about: what a reader needs to believe a score, or to get it again."""
-    totals = next((row for row in reversed(trainer.state.log_history) if "train_runtime" in row), {})
-    speeds = [row["target_tokens_per_second"] for row in trainer.state.log_history if "target_tokens_per_second" in row]
+    totals: dict[str, Any] = next((row for row in reversed(trainer.state.log_history) if "train_runtime" in row), {})
+    speeds = [
+        row["target_tokens_per_second"] for row in trainer.state.log_history if "target_tokens_per_second" in row
+    ]
     return {
         "epoch": trainer.state.epoch,
         "global_step": trainer.state.global_step,

@@ -117,7 +117,7 @@ def _plain_tree(node: yaml.Node, path: Path) -> Raw:
 
 def read_options(argv: Sequence[str], is_flag: Callable[[str], bool | None]) -> tuple[Path | None, dict[str, Setting]]:
     """
-    The YAML file, if one is named, and the options of a command line, unconverted.
+    The YAML file, if one is named (alone or as `--config FILE`), and the options of a command line, unconverted.
 
     `is_flag(key)` tells which keys may stand without a value and then mean True; None if there is no such key.
 
@@ -137,7 +137,10 @@ def read_options(argv: Sequence[str], is_flag: Callable[[str], bool | None]) -> 
         if key in options:
             raise InputError(f"command line: --{key} is given twice")
         raw: Raw = value if equals else _next_value(key, words, is_flag(key))
-        options[key] = Setting(raw, COMMAND_LINE)
+        if key == "config":  # a sweep can only send options
+            paths.append(str(raw))
+        else:
+            options[key] = Setting(raw, COMMAND_LINE)
     return _only_path(paths), options
 
 

@@ -215,7 +215,6 @@ class TranslationTrainer(Seq2SeqTrainer):
                 sums = loss_sums(model, {**batch, "encoder_outputs": encoded})
                 totals += torch.stack((sums.nll, sums.num_correct, sums.num_tokens))
                 rows += self._translate(model, batch, encoded, indices) if self.args.predict_with_generate else []
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         rows = sorted(gather_object(rows))
         totals = self.accelerator.reduce(totals)
         metrics = self._metrics(totals.tolist(), rows, dataloader.dataset)
@@ -345,7 +344,7 @@ class _UpdateAverage(TrainerCallback):
 
 
 def with_texts(data: PreparedData, split: str) -> Dataset | None:
-    """The validation or test set as the trainer wants it, token ids beside the texts they come from; None if absent."""
+    """A validation or test set as the trainer wants it, token ids beside the texts they come from; None if absent."""
     tokenized = {"validation": data.validation, "test": data.test}[split]
     if tokenized is None:
         return None

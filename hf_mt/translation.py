@@ -84,7 +84,8 @@ class Translator:
             device = device or torch.accelerator.current_accelerator() or "cpu"
         if tokenizer is None:
             raise InputError("a model object comes without its tokenizer: Translator(model, tokenizer)")
-        self.model = model.to(device=device or model.device, dtype=_dtype(dtype) or model.dtype)
+        asked = {"device": device, "dtype": _dtype(dtype)}
+        self.model = model.to(**{name: value for name, value in asked.items() if value is not None})
         self.tokenizer = tokenizer
         self.source_prefix = source_prefix
         self.language_options: dict[str, int] = {}

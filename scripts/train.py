@@ -1,7 +1,7 @@
 """Trains or fine-tunes a translation model, evaluates and tests it, writes a report and, if asked to, publishes it.
 
-    accelerate launch scripts/train.py configs/quickstart.yaml
-    accelerate launch scripts/train.py configs/quickstart.yaml --position_encoding alibi --learning_rate 1e-3
+accelerate launch scripts/train.py configs/quickstart.yaml
+accelerate launch scripts/train.py configs/quickstart.yaml --position_encoding alibi --learning_rate 1e-3
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from hf_mt.evaluation import corpus_scores
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
 from hf_mt.models import check_architecture, load_or_build_model
+from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
 from hf_mt.summary import summarise
@@ -25,6 +26,7 @@ from hf_mt.training import TranslationTrainer, last_checkpoint, with_texts
 def main() -> None:
     experiment = parse_experiment()
     prepare_hardware(experiment.training.cpu_threads)
+    quiet_libraries()
     check_architecture(experiment)
     args, say = experiment.training, PartialState().print
     with args.main_process_first(desc="data"):  # the others find it in the cache

@@ -5,6 +5,7 @@ Every property has a negative control: the same check on input, or on a reader, 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -460,6 +461,16 @@ def test_an_ambiguous_manner_would_be_seen_and_is_left_out() -> None:
         return rendering(english), rendering(Locale("fr"))
 
     assert conflicts(draw, 20_000) > 100
+
+
+def test_a_short_time_hides_no_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chinese has a word for midnight sharp: with hidden seconds 12:00 AM would have two translations."""
+    shown: dict[str, set[str]] = {"short": set(), "medium": set()}
+    for second in (0, 30):
+        monkeypatch.setattr(cldr, "_clock", lambda rng, second=second: datetime.time(0, 0, second))
+        for manner, texts in shown.items():
+            texts.add(KINDS["time"].draw(random.Random(0), manner)(Locale("zh", script="Hant")))
+    assert {manner: len(texts) for manner, texts in shown.items()} == {"short": 1, "medium": 2}  # control: medium
 
 
 def test_a_piece_says_the_same_in_both_languages() -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hf_mt.evaluation import (
     EvaluationArguments,
     SentenceScore,
     TranslationMetric,
+    _packages_only,
     corpus_scores,
     evaluate_model,
     parse_evaluation,
@@ -33,6 +35,7 @@ from hf_mt.evaluation import (
 from hf_mt.translation import Translator
 
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 REFERENCES = ["The cat sat on the mat.", "Two men are talking, loudly.", "It's 3,000 km away!", "Hello world .", "Yes"]
 HYPOTHESES = ["The cat sat on a mat.", "two men talk, loudly.", "It is 3,000 km far away!", "Hello World .", ""]
 SECOND = ["A cat was on the mat.", "Two men talk loudly.", "It's far.", "Hi world .", "Yes , yes"]
@@ -119,6 +122,17 @@ def test_wrong_shapes_are_refused(case: str) -> None:
 def test_evaluate_itself_would_score_letters() -> None:
     """Why `TranslationMetric.compute` looks at its arguments first."""
     assert evaluate.Metric.compute(TranslationMetric(), predictions="a cat", references="a dog")["chrf"] > 0
+
+
+def test_script_does_not_stand_in_for_the_package_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])  # as for every script in that folder
+    assert PathFinder.find_spec("evaluate").origin == str(SCRIPT)
+    with _packages_only():
+        assert PathFinder.find_spec("evaluate").origin == evaluate.__file__
+    assert sys.path[0] == str(SCRIPT.parent)
+
+    run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert run.returncode == 2 and "nothing to evaluate" in run.stderr
 
 
 def _compute(seed: int) -> tuple[int, dict]:
@@ -214,7 +228,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_evaluate(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
     try:
-        runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "evaluate.py"), run_name="__main__")
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -122,7 +122,9 @@ def generate_scores(model: PreTrainedModel, batch: tuple[Tensor, Tensor], limit:
     return steps.where(written, 0).sum(-1) / written.sum(-1)
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 1}, {"num_beams": 4, "length_penalty": 0.6}, {"num_beams": 3, "forced_bos_token_id": 7}]
+)
 def test_scores_are_those_of_the_search(
     any_model: PreTrainedModel, batch: tuple[Tensor, Tensor], options: dict[str, float]
 ) -> None:
@@ -135,6 +137,21 @@ def test_scores_are_those_of_the_search(
     lengths = torch.tensor([len(sequence) for sequence in output.sequences])
     assert not torch.allclose(output.scores * lengths, expected, atol=1e-2)
     assert generate_batch(any_model, *batch, limits=limits, **options).scores is None
+
+
+def test_scores_do_not_depend_on_how_much_is_computed_at_once(
+    marian: PreTrainedModel, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 3, "return_scores": True}
+    whole = generate_batch(marian, *batch, **options).scores
+    sizes = []
+    hook = marian.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(len(inputs["decoder_input_ids"])), with_kwargs=True
+    )
+    monkeypatch.setattr("hf_mt.generation.MAX_LOGITS", 1)
+    torch.testing.assert_close(generate_batch(marian, *batch, **options).scores, whole)
+    hook.remove()
+    assert sizes[-1] == 1 < len(SENTENCES)
 
 
 def test_settings_of_a_checkpoint_do_not_clash(

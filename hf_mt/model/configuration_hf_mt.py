@@ -108,9 +108,8 @@ class HfMtConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks that span fields; called by `@strict`."""
-        sizes = ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads")
-        sizes += ("decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings")
-        for name in sizes:
+        sizes = "vocab_size d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads"
+        for name in f"{sizes} encoder_ffn_dim decoder_ffn_dim max_position_embeddings".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
