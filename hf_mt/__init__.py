@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from hf_mt.arguments import InputError
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration, HfMtModel
+from hf_mt.translation import Translator
 
 
 __version__ = "0.1.0"
@@ -15,4 +16,4 @@ AutoConfig.register("hf_mt", HfMtConfig)
 AutoModel.register(HfMtConfig, HfMtModel)
 AutoModelForSeq2SeqLM.register(HfMtConfig, HfMtForConditionalGeneration)
 
-__all__ = ["HfMtConfig", "HfMtForConditionalGeneration", "HfMtModel", "InputError", "__version__"]
+__all__ = ["HfMtConfig", "HfMtForConditionalGeneration", "HfMtModel", "InputError", "Translator", "__version__"]

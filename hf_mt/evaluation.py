@@ -24,7 +24,7 @@ from hf_mt.corpora import load_corpus, read_lines
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.settings import Setting, convert, did_you_mean, read_options, read_yaml
 from hf_mt.text_files import one_line, open_output
-from hf_mt.translation import Translator
+from hf_mt.translation import Hypothesis, Translator
 
 
 @contextmanager
@@ -299,14 +299,16 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     pairs = load_corpus(data, splits=(args.split,))[args.split]["translation"]
     sources = [pair[data.source_lang] for pair in pairs]
     references = [pair[data.target_lang] for pair in pairs]
-    if args.hypotheses is not None:
-        hypotheses, facts = read_lines(Path(args.hypotheses)), {"hypotheses": args.hypotheses}
-    else:
-        hypotheses, facts = _translate(args, data, sources, show_progress)
-    scores = corpus_scores(hypotheses, references, lowercase=args.lowercase, tokenize=args.tokenize)
     prefix = "test" if args.split == "test" else "eval"
-    results: dict[str, Any] = {f"{prefix}_{name}": value for name, value in scores.items()}
-    results |= {"sentences": len(sources), "model": args.model, **facts}
+    results: dict[str, Any] = {"model": args.model, "hypotheses": args.hypotheses, "sentences": len(sources)}
+    if args.hypotheses is None:
+        best, search = _translate(args, data, sources, show_progress)
+        hypotheses = [hypothesis.text for hypothesis in best]
+        results |= {f"{prefix}_cut_off": sum(not hypothesis.finished for hypothesis in best) / len(best), **search}
+    else:
+        hypotheses = read_lines(Path(args.hypotheses))
+    scores = corpus_scores(hypotheses, references, lowercase=args.lowercase, tokenize=args.tokenize)
+    results |= {f"{prefix}_{name}": value for name, value in scores.items()}
     results |= {name: value for name, value in asdict(data).items() if name in (*SOURCES, *LANGUAGES) and value}
     folder = _output_folder(args, data)
     results["output_dir"] = None if folder is None else str(folder)
@@ -322,8 +324,8 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
 
 def _translate(
     args: EvaluationArguments, data: DataArguments, sources: Sequence[str], show_progress: bool
-) -> tuple[list[str], dict[str, Any]]:
-    """Translations, and what belongs to them in the results."""
+) -> tuple[list[Hypothesis], dict[str, Any]]:
+    """The best hypotheses, and how they were searched."""
     translator = Translator(
         str(args.model),
         device=args.device,
@@ -333,16 +335,14 @@ def _translate(
     )
     if hasattr(translator.tokenizer, "src_lang"):
         translator.set_languages(data.source_lang, data.target_lang)
-    search: dict[str, Any] = {"num_beams": args.num_beams, "length_penalty": args.length_penalty}
-    best = [
-        hypotheses[0]
-        for hypotheses in translator.translate_stream(
-            sources, tokens_per_batch=args.tokens_per_batch, show_progress=show_progress, **search
-        )
-    ]
     defaults = translator.model.generation_config
-    facts = {name: getattr(defaults, name) if value is None else value for name, value in search.items()}
-    return [one.text for one in best], {"cut_off": sum(not one.finished for one in best) / len(best), **facts}
+    search: dict[str, Any] = {"num_beams": args.num_beams if args.num_beams is not None else defaults.num_beams or 1}
+    if search["num_beams"] > 1:
+        penalties = (args.length_penalty, defaults.length_penalty, 1.0)
+        search["length_penalty"] = next(penalty for penalty in penalties if penalty is not None)
+    budget = args.tokens_per_batch
+    stream = translator.translate_stream(sources, tokens_per_batch=budget, show_progress=show_progress, **search)
+    return [hypotheses[0] for hypotheses in stream], search
 
 
 def _output_folder(args: EvaluationArguments, data: DataArguments) -> Path | None:

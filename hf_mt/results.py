@@ -15,6 +15,7 @@ from datasets import Dataset
 from hf_mt import __version__
 from hf_mt.arguments import Experiment
 from hf_mt.hardware import machine
+from hf_mt.text_files import one_line
 from hf_mt.training import TranslationTrainer
 
 
@@ -37,7 +38,9 @@ def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Da
         output = trainer.predict(test_dataset, **beams)
         metrics |= {**(output.metrics or {}), **_with_prefix("test", trainer.signatures)}
         if args.should_save:
-            write_whole(folder / "generated_predictions.txt", "".join(f"{line}\n" for line in output.predictions))
+            write_whole(
+                folder / "generated_predictions.txt", "".join(f"{one_line(text)}\n" for text in output.predictions)
+            )
     results = {**metrics, **_about(trainer, experiment)}
     if args.should_save:
         write_whole(folder / "all_results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
