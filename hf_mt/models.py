@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_mt.arguments import Experiment, InputError
@@ -60,7 +61,7 @@ def _new_model(experiment: Experiment, vocab_size: int, ids: dict[str, Any]) -> 
         config = HfMtConfig(**{**experiment.architecture, **ids, "vocab_size": vocab_size})
         kernel = experiment.model.attn_implementation
         return HfMtForConditionalGeneration._from_config(config, attn_implementation=kernel)
-    except (ValueError, ImportError) as error:
+    except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise InputError(_plain(error)) from error
 
 
@@ -102,8 +103,8 @@ def _set_generation(model: PreTrainedModel, experiment: Experiment, longest_targ
     limit = position_limit(model.get_decoder())
     longest = 2 * longest_target
     settings.update(
-        max_length=longest if limit is None else min(longest, limit),
-        max_new_tokens=None,
+        max_new_tokens=longest if limit is None else min(longest, limit),
+        max_length=None,
         num_beams=experiment.training.num_beams,
         length_penalty=experiment.training.length_penalty if experiment.training.num_beams > 1 else None,
         early_stopping=experiment.training.num_beams > 1 or None,

@@ -344,9 +344,13 @@ def _show(raw: Raw) -> str:
 
 # From a value to text
 
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # JSON leaves them, YAML refuses or folds them
+# JSON leaves these characters bare, YAML refuses or folds them; and PyYAML takes 1e-08 for text, 1.0e-08 for a number.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_STRING_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|(?<![\d.])\d+(?=e)')
 
 
 def yaml_value(value: Any) -> str:
-    """`value` on one line of JSON that is also YAML, such that `read_yaml` and `convert` give it back."""
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+    """`value` on one line of JSON that is also YAML, such that `read_yaml` and `convert`, or PyYAML, give it back."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = _STRING_OR_EXPONENT.sub(lambda match: match[0] if match[0][0] == '"' else f"{match[0]}.0", text)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -31,7 +31,7 @@ def main() -> None:
     args, say = experiment.training, PartialState().print
     with args.main_process_first(desc="data"):  # the others find it in the cache
         corpus, counts = filter_corpus(load_corpus(experiment.data), experiment.data)
-        tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, experiment.resolved["vocab_size"])
+        tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, experiment.resolved.get("vocab_size", 0))
         data = prepare_data(corpus, tokenizer, experiment.data, counts=counts)
     model = load_or_build_model(experiment, tokenizer, longest_target=data.tokens["train"]["target"].max)
     sets = {name: with_texts(data, name) for name in ("validation", "test")}

@@ -1,6 +1,7 @@
 """Rules that hold across the code: who imports whom, how long things get, what prints."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -31,6 +32,8 @@ LINES = {"modeling_hf_mt.py": 600}  # the one file that a reader of the model ha
 PRINTERS = {"arguments.py": {"run_script", "parse_experiment"}}  # errors, and --help
 TOP_LEVEL = {"pyproject.toml", "hf_mt", "configs", "scripts", "tests", "model_cards"}
 TOP_LEVEL |= {"README.md", "LICENSE", "Makefile", ".ci", ".gitignore", ".git"}
+
+COMPARISON = re.compile(r"position_encoding[\"'\])]*\s*(==|!=|(not\s+)?in\s*[(\[{])|match\s+[\w.]*position_encoding\b")
 
 sources = sorted([*PACKAGE.glob("**/*.py"), *ROOT.glob("scripts/**/*.py")])
 modules = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
@@ -157,6 +160,27 @@ def test_a_print_would_be_found() -> None:
     source = "def run_script():\n    print(1)\ndef other():\n    print(2)\n"
     assert prints(source, set()) == [2, 4]
     assert prints(source, {"run_script"}) == [4]
+
+
+@every([path for path in sources if path.name != "position_encodings.py"])
+def test_nothing_asks_which_position_encoding_it_has(path: Path) -> None:
+    assert not COMPARISON.search(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if config.position_encoding == "rope":',
+        'if self.config.position_encoding in ("t5", "alibi"):',
+        'if position_encoding not in ("t5",):',
+        'if settings["position_encoding"] != "none":',
+        'if getattr(config, "position_encoding") == "none":',
+        "match config.position_encoding:",
+    ],
+)
+def test_the_search_for_such_questions_would_find_them(line: str) -> None:
+    assert COMPARISON.search(line)
+    assert not COMPARISON.search("POSITION_ENCODINGS[config.position_encoding]  # position_encoding in words")
 
 
 def strangers(names: set[str]) -> set[str]:

@@ -98,6 +98,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"position_encoding": "t5", "relative_attention_num_buckets": 2}, r"num_buckets \(2\) must be at least 4"),
     ({"position_encoding": "t5", "relative_attention_max_distance": 8}, r"max_distance \(8\) larger"),
     ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral', but must be one of default, linear"),
+    ({"rope_parameters": {"rope_type": "default", "rope_thta": 5.0}}, "rope_parameters has rope_thta, but may have"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor of at least 1"),
     ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor"),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.4}}, "3 of 8"),

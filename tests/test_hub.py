@@ -18,13 +18,14 @@ from test_model_card import write_run
 from transformers import AutoTokenizer
 
 from hf_mt import HfMtForConditionalGeneration, InputError, hub
+from hf_mt import model as travelling_folder
 from hf_mt.hub import Publisher, files_to_push, push
 from hf_mt.tokenization import train_tokenizer
 
 
 ROOT = Path(__file__).parents[1]
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-CODE = {"configuration_hf_mt.py", "modeling_hf_mt.py", "position_encodings.py", "loss_hf_mt.py"}
+CODE = {path.name for path in Path(str(travelling_folder.__file__)).parent.glob("*_hf_mt.py")} | {"position_encodings.py"}
 SENT = MODEL | CODE | {"README.md", "report/curves.png"}
 PLANTED = (
     "generated_predictions.txt",

@@ -21,7 +21,7 @@ from transformers.models.marian.modeling_marian import MarianSinusoidalPositiona
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_mt.model import POSITION_ENCODINGS
-from hf_mt.model.modeling_hf_mt import eager_attention_forward
+from hf_mt.model.layers_hf_mt import eager_attention_forward
 
 
 CLOSE, FAR = 1e-4, 1e-2

@@ -5,9 +5,7 @@
 - What the schemes compute is compared with other implementations in test_position_encoding_references.py.
 """
 
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -17,6 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from hf_mt.model import POSITION_ENCODINGS, HfMtForConditionalGeneration, PositionEncoding, modeling_hf_mt
 from hf_mt.model.configuration_hf_mt import PositionEncodingName
+from hf_mt.model.layers_hf_mt import eager_attention_forward
 
 
 CLOSE, FAR = 1e-4, 1e-2
@@ -109,7 +108,7 @@ def attend(encoding: PositionEncoding, positions: Tensor) -> Tensor:
     state = encoding.prepare(positions, positions)
     q, k = encoding.rotate(q, k, state)
     mask = None if encoding.bidirectional else torch.full((length, length), -torch.inf).triu(1)
-    output, weights = modeling_hf_mt.eager_attention_forward(
+    output, weights = eager_attention_forward(
         encoding, q, k, v, mask, scaling=width**-0.5, position_bias=encoding.bias(q, state)
     )
     return embedded + encoding.add_values(output, weights, state).flatten(2)
@@ -124,32 +123,6 @@ def encodings_of(model: nn.Module) -> list[PositionEncoding]:
 
 def test_configuration_and_code_name_the_same_schemes() -> None:
     assert set(get_args(PositionEncodingName)) == set(POSITION_ENCODINGS)
-
-
-COMPARISON = re.compile(r"position_encoding[\"'\])]*\s*(==|!=|(not\s+)?in\s*[(\[{])|match\s+[\w.]*position_encoding\b")
-
-
-def test_nothing_asks_which_scheme_it_has() -> None:
-    root = Path(__file__).parent.parent
-    files = [*root.glob("hf_mt/**/*.py"), *root.glob("scripts/**/*.py")]
-    assert root / "hf_mt/model/position_encodings.py" in files
-    asking = [path for path in files if COMPARISON.search(path.read_text(encoding="utf-8"))]
-    assert [path for path in asking if path.name != "position_encodings.py"] == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        'if config.position_encoding == "rope":',
-        'if self.config.position_encoding in ("t5", "alibi"):',
-        'if position_encoding not in ("t5",):',
-        'if settings["position_encoding"] != "none":',
-        'if getattr(config, "position_encoding") == "none":',
-        "match config.position_encoding:",
-    ],
-)
-def test_the_search_for_such_questions_would_find_them(line: str) -> None:
-    assert COMPARISON.search(line)
 
 
 # --- hooks
@@ -241,9 +214,7 @@ def test_cached_steps_equal_a_full_forward(
     assert difference(torch.cat(steps, dim=1), full_logits(model)) < CLOSE
 
 
-def test_cached_steps_at_wrong_positions_differ(
-    model: HfMtForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_steps_at_wrong_positions_differ(model: HfMtForConditionalGeneration, monkeypatch: Any) -> None:
     def one_too_few(cache: Any, length: int) -> tuple[int, int]:
         past, keys = past_and_key_length(cache, length)
         return past - 1, keys
@@ -381,6 +352,16 @@ def test_generation_past_the_table_is_refused(short_model: HfMtForConditionalGen
 
 
 # --- training
+
+
+def test_initial_values_are_drawn(model: HfMtForConditionalGeneration) -> None:
+    for encoding in encodings_of(model):
+        for parameter in encoding.parameters():
+            parameter.data.fill_(torch.nan)  # as whatever lies in memory that nobody has written
+        model._init_weights(encoding)
+        for parameter in encoding.parameters():
+            assert parameter.isfinite().all()
+            assert 0.01 < parameter.std() < 1
 
 
 def unreached(model: nn.Module) -> list[str]:

@@ -201,4 +201,10 @@ def test_text_that_plain_json_would_break(tmp_path, text):
 
 @given(value=NUMBERS)
 def test_any_number_survives(value):
-    assert convert(yaml_value(value), type(value)) == value
+    assert convert(yaml_value(value), type(value)) == value == yaml.safe_load(yaml_value(value))
+
+
+def test_other_readers_of_yaml_get_numbers_too():
+    written = yaml_value({"1e-8": "1e-8", "x": [1e-8, -2e22, 1.5e-9, "\\"]})
+    assert yaml.safe_load(written) == json.loads(written) == {"1e-8": "1e-8", "x": [1e-8, -2e22, 1.5e-9, "\\"]}
+    assert yaml.safe_load(json.dumps(1e-8)) == "1e-08", "negative control: JSON alone is read as text"

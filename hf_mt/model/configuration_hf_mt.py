@@ -49,7 +49,8 @@ class HfMtConfig(PreTrainedConfig):
             `partial_rotary_factor`, `original_max_position_embeddings` (yarn).
 
     Raises:
-        ValueError: When a value has the wrong type, is not among the choices, or does not fit the others.
+        huggingface_hub.errors.StrictDataclassError: When a value has the wrong type, is not among the choices, or does
+            not fit the others. What only a position encoding can refuse is a ValueError when a model is made.
     """
 
     model_type = "hf_mt"

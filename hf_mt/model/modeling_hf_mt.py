@@ -44,7 +44,6 @@ class HfMtPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["HfMtEncoderLayer", "HfMtDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @property
     def _supports_sdpa(self) -> bool:  # type: ignore[override]
@@ -52,9 +51,21 @@ class HfMtPreTrainedModel(PreTrainedModel):
         return not POSITION_ENCODINGS[self.config.position_encoding].uses_weights
 
     @property
+    def _can_compile_fullgraph(self) -> bool:  # type: ignore[override]
+        """A limit of length is checked on the host, which a static cache's counter is not on."""
+        return POSITION_ENCODINGS[self.config.position_encoding].max_length is PositionEncoding.max_length
+
+    @property
     def _supports_flash_attn(self) -> bool:  # type: ignore[override]
         """Its kernels take no bias and would drop one in silence."""
         return not POSITION_ENCODINGS[self.config.position_encoding].uses_bias
+
+    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """transformers resizes the source embeddings and what is tied to them; the decoder may have its own."""
+        if self.config.tie_embeddings != "all":
+            decoder = self.get_decoder()
+            decoder.embed_tokens = self._get_resized_embeddings(decoder.embed_tokens, *args, **kwargs)
+        return super()._resize_token_embeddings(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -204,8 +215,6 @@ def _past_and_key_length(cache: Cache | None, query_length: int) -> tuple[int | 
     if cache is None:
         return 0, query_length
     past = cache.get_seq_length()
-    if isinstance(past, Tensor):
-        past = past.clone()  # a static cache counts in place
     return past, cache.get_mask_sizes(query_length, 0)[0]
 
 
@@ -316,7 +325,7 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.model = HfMtModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.generation_config.max_length = config.max_position_embeddings  # else generation stops at 20 tokens
+        self.generation_config.max_new_tokens = config.max_position_embeddings  # else generation stops at 20
         self.post_init()
 
     @property
@@ -380,18 +389,20 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
             use_cache=use_cache if labels is None else False,
             **kwargs,
         )
-        output = HfMtOutput(**{name: value for name, value in outputs.items() if name != "last_hidden_state"})
-        if labels is not None:
-            sums = linear_cross_entropy(
-                outputs.last_hidden_state, self.lm_head.weight, labels, label_smoothing=self.config.label_smoothing
-            )
-            output.loss = sums.loss / (sums.num_tokens if num_items_in_batch is None else num_items_in_batch)
-            output.nll, output.num_correct, output.num_tokens = sums.nll, sums.num_correct, sums.num_tokens
+        losses = {} if labels is None else self.losses(outputs.last_hidden_state, labels, num_items_in_batch)
         if skip_logits is None:
             skip_logits = self.training and labels is not None
-        if not skip_logits:
-            output.logits = self.lm_head(outputs.last_hidden_state)
-        return output
+        logits = None if skip_logits else self.lm_head(outputs.last_hidden_state)
+        kept = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return HfMtOutput(logits=logits, **losses, **kept)
+
+    def losses(self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None) -> dict[str, Tensor]:
+        """The part of `HfMtOutput` that labels (B, T) add, from decoder states (B, T, D)."""
+        sums = linear_cross_entropy(
+            hidden_states, self.lm_head.weight, labels, label_smoothing=self.config.label_smoothing
+        )
+        loss = sums.loss / (sums.num_tokens.clamp(min=1) if num_items is None else num_items)
+        return sums._asdict() | {"loss": loss}
 
 
 HfMtConfig.register_for_auto_class()

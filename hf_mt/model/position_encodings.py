@@ -223,16 +223,22 @@ class RotaryPositionEncoding(PositionEncoding):
         super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
         self.parameters_of_rope: dict[str, Any] = dict(config.rope_parameters or {})
         self.rotary_dim = int(self.head_dim * self.parameters_of_rope.get("partial_rotary_factor", 1.0))
-        if self.rotary_dim < 2 or self.rotary_dim % 2:
+        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
             raise ValueError(
                 f"position_encoding 'rope' turns pairs of dimensions, but {self.rotary_dim} of {self.head_dim} in a "
                 f"head (d_model {self.d_model} / {num_heads} heads x partial_rotary_factor) is not an even number "
-                "of at least 2; change d_model, the number of heads or partial_rotary_factor"
+                "from 2 to that; change d_model, the number of heads or partial_rotary_factor"
             )
         rope_type = self.parameters_of_rope.get("rope_type", "default")
         if rope_type not in ROPE_SCALINGS:
             raise ValueError(f"rope_type is {rope_type!r}, but must be one of {', '.join(ROPE_SCALINGS)}")
-        if rope_type != "default" and not self.parameters_of_rope.get("factor", 0) >= 1:
+        unknown = self.parameters_of_rope.keys() - ROPE_KEYS
+        if unknown:
+            raise ValueError(
+                f"rope_parameters has {', '.join(sorted(unknown))}, but may have {', '.join(sorted(ROPE_KEYS))}"
+            )
+        factor = self.parameters_of_rope.get("factor")
+        if rope_type != "default" and not (isinstance(factor, int | float) and 1 <= factor < math.inf):
             raise ValueError(f"rope_type {rope_type!r} needs a factor of at least 1 in rope_parameters")
         self.scaling = ROPE_SCALINGS[rope_type]
 
@@ -286,6 +292,8 @@ def _yarn_frequencies(exponents: Tensor, rope: dict[str, Any]) -> tuple[Tensor, 
     return frequencies / factor * slow + frequencies * (1 - slow), magnitude
 
 
+ROPE_KEYS = {"rope_type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"}
+ROPE_KEYS |= {"attention_factor", "beta_fast", "beta_slow"}
 ROPE_SCALINGS = {
     "default": _default_frequencies,
     "linear": _linear_frequencies,
