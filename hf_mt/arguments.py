@@ -135,6 +135,8 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:  # transformers knows only loss
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") not in LOWER_IS_BETTER
+        if self.dry_run:  # a rehearsal is nobody's run
+            self.report_to, self.push_to_hub = "none", False
         super().__post_init__()
 
     def __repr__(self) -> str:  # the one that `dataclass` would write shows tokens

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -36,7 +37,9 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.steps = 0
-        self._live = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        saved_as = getattr(model, "all_tied_weights_keys", {})  # a tied weight is saved under one of its names
+        named = ((saved_as.get(name, name), weight) for name, weight in model.named_parameters())
+        self._live = {name: weight for name, weight in named if weight.requires_grad}
         self.weights = {name: weight.detach().float().clone() for name, weight in self._live.items()}
 
     @torch.no_grad()
@@ -86,8 +89,6 @@ class MovingAverage:
             raise InputError(f"{path} is of another model: its weights have other names")
         for name, weight in self.weights.items():
             weight.copy_(saved[name])
-        from safetensors import safe_open
-
         with safe_open(path, framework="pt") as file:
             self.steps = int(file.metadata()["steps"])
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_mt.arguments import Experiment, InputError
+from hf_mt.data import PreparedData
 from hf_mt.generation import position_limit
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
 
@@ -33,17 +34,18 @@ def check_architecture(experiment: Experiment) -> None:
 
 
 def load_or_build_model(
-    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, *, longest_target: int
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, data: PreparedData
 ) -> PreTrainedModel:
     """The model to train, on the CPU, its initial weights decided by the seed.
 
     Args:
         experiment: A pretrained model's name, or the architecture of a new one.
         tokenizer: Gives the vocabulary size and the special tokens.
-        longest_target: Tokens of the longest training target; generation may take twice as many.
+        data: Its longest sentences must fit the model; generation may take twice the longest training target.
 
     Raises:
-        InputError: Sizes that don't fit together, or a folder or name without a model.
+        InputError: Sizes that don't fit together, a folder or name without a model, or a sentence with more tokens
+            than the model has positions.
     """
     set_seed(experiment.training.seed)
     if experiment.model.model_name_or_path is not None:
@@ -52,8 +54,28 @@ def load_or_build_model(
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         ids["decoder_start_token_id"] = ids["bos_token_id"]
         model = _new_model(experiment, len(tokenizer), ids)
-    _set_generation(model, experiment, longest_target)
+    _check_lengths(model, data)
+    _set_generation(model, experiment, data.tokens["train"]["target"].max)
     return model
+
+
+def _check_lengths(model: PreTrainedModel, data: PreparedData) -> None:
+    """Every sentence that will be read has positions; test targets are only written, and may end early."""
+    for side, stack in (("source", model.get_encoder()), ("target", model.get_decoder())):
+        limit = position_limit(stack)
+        for split, tokens in data.tokens.items():
+            if limit is not None and tokens[side].max > limit:
+                raise InputError(
+                    f"the {split} set has a {side} sentence of {tokens[side].max} tokens, but the model has {limit} "
+                    f"positions: raise max_position_embeddings, choose a position_encoding without a limit, or "
+                    f"{_shorter(split, side, limit)}"
+                )
+
+
+def _shorter(split: str, side: str, limit: int) -> str:
+    if split == "train":
+        return f"set max_{side}_length to {limit} to drop longer pairs"
+    return f"shorten the longest sentences of the {split} set"
 
 
 def _new_model(experiment: Experiment, vocab_size: int, ids: dict[str, Any]) -> HfMtForConditionalGeneration:

@@ -70,6 +70,7 @@ class Meter:
             "accuracy": num_correct / tokens,
             "target_tokens_per_second": tokens / max(seconds, 1e-9),
             "padding_share": 1 - (tokens + source_tokens) / max(cells + source_cells, 1),
+            "train_seconds": seconds,
         }
 
     def _drain(self, accelerator: Accelerator) -> None:

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, average_checkpoints
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import PreparedData, pair_lengths
@@ -73,6 +73,11 @@ class TranslationTrainer(Seq2SeqTrainer):
         publish: Callable[[Path], object] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
+        if eval_dataset is None and args.eval_strategy != "no":
+            raise InputError(
+                f"there is no development set to evaluate on (eval_strategy is {args.eval_strategy.value}): give "
+                "validation_file, or set eval_strategy to no and load_best_model_at_end to false"
+            )
         self.publish = publish
         self.label_smoothing = label_smoothing
         super().__init__(
@@ -161,6 +166,8 @@ class TranslationTrainer(Seq2SeqTrainer):
             logs["smoothed_loss"] = logs.pop("loss")
             logs.update(self.meter.read(self.accelerator))
             self._stop_if_diverged(logs)
+        elif "train_runtime" in logs:  # the end: steps since the last line of the log
+            logs["train_seconds"] = self.meter.read(self.accelerator)["train_seconds"]
         numbers = {name: value for name, value in logs.items() if not isinstance(value, str)}
         super().log(numbers, start_time)
         logs.update(numbers)

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from hf_mt.arguments import parse_experiment, run_script
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, format_table, prepare_data
+from hf_mt.dry_run import dry_run
 from hf_mt.evaluation import corpus_scores
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
@@ -33,13 +34,13 @@ def main() -> None:
         corpus, counts = filter_corpus(load_corpus(experiment.data), experiment.data)
         tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, experiment.resolved.get("vocab_size", 0))
         data = prepare_data(corpus, tokenizer, experiment.data, counts=counts)
-    model = load_or_build_model(experiment, tokenizer, longest_target=data.tokens["train"]["target"].max)
+    model = load_or_build_model(experiment, tokenizer, data)
     sets = {name: with_texts(data, name) for name in ("validation", "test")}
-    folder, status = Path(args.output_dir), open_run_folder(experiment)
+    folder, status = Path(args.output_dir), "rehearsal" if args.dry_run else open_run_folder(experiment)
     if status == "finished":
         return say(f"{folder} is a finished run of this experiment; see {folder}/all_results.json")
     say(format_table(data.counts))
-    publish = publisher_for(experiment)
+    publish = None if args.dry_run else publisher_for(experiment)
     trainer = TranslationTrainer(
         model,
         args,
@@ -50,6 +51,8 @@ def main() -> None:
         label_smoothing=experiment.architecture.get("label_smoothing", 0.0),
         publish=publish,
     )
+    if args.dry_run:
+        return say(dry_run(trainer))
     if args.should_save:
         data.save_table(folder / "data_table.json")
     checkpoint = last_checkpoint(folder)

@@ -1,0 +1,318 @@
+"""Properties of training: what a step learns, what an evaluation counts, what a resumed run becomes."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
+
+from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError
+from hf_mt.arguments import DataArguments, TranslationTrainingArguments
+from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
+from hf_mt.batching import TranslationCollator
+from hf_mt.corpora import toy_corpus
+from hf_mt.data import PreparedData, prepare_data
+from hf_mt.losses import loss_sums
+from hf_mt.tokenization import train_tokenizer
+from hf_mt.training import TranslationTrainer, checkpoints, last_checkpoint, with_texts
+
+
+SIZES = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+SIZES |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer(["0 1 2 3 4 5 6 7 8 9"], vocab_size=24)
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer: Any) -> PreparedData:
+    corpus = toy_corpus("copy", sizes={"train": 60, "validation": 13, "test": 7}, seed=1, max_digits=8)
+    return prepare_data(corpus, tokenizer, DataArguments(source_lang="src", target_lang="tgt"))
+
+
+def ours(**changes: Any) -> PreTrainedModel:
+    set_seed(3)
+    return HfMtForConditionalGeneration(HfMtConfig(vocab_size=24, dropout=0.0, **SIZES, **TOKENS, **changes))
+
+
+def marian() -> PreTrainedModel:
+    set_seed(3)
+    config = MarianConfig(vocab_size=24, dropout=0.0, **SIZES, **TOKENS, forced_eos_token_id=None)
+    return MarianMTModel(config)
+
+
+def bart() -> PreTrainedModel:
+    set_seed(3)
+    return BartForConditionalGeneration(BartConfig(vocab_size=24, dropout=0.0, **SIZES, **TOKENS))
+
+
+def t5() -> PreTrainedModel:
+    set_seed(3)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    return T5ForConditionalGeneration(T5Config(vocab_size=24, **sizes, pad_token_id=0, decoder_start_token_id=0))
+
+
+MODELS = {"hf_mt": ours, "marian": marian, "bart": bart, "t5": t5}
+
+
+def arguments(folder: Path, **changes: Any) -> TranslationTrainingArguments:
+    settings = {"max_steps": 4, "tokens_per_batch": 128, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    settings |= {"warmup_steps": 0, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    settings |= {"load_best_model_at_end": False, "use_cpu": True, "disable_tqdm": True, "num_samples_shown": 1}
+    return TranslationTrainingArguments(output_dir=str(folder), **{**settings, **changes})
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+    right = sum(hypothesis == reference for hypothesis, reference in zip(hypotheses, references, strict=True))
+    return {"bleu": 100 * right / len(references), "bleu_signature": "exact match"}
+
+
+def trainer(model: PreTrainedModel, data: PreparedData, tokenizer: Any, args: Any, **more: Any) -> TranslationTrainer:
+    validation = with_texts(data, "validation")
+    more = {"score": score, "eval_dataset": validation, **more}
+    return TranslationTrainer(model, args, tokenizer, train_dataset=data.train, **more)
+
+
+def curve(run: TranslationTrainer, *names: str) -> list[tuple[float, ...]]:
+    return [tuple(row[name] for name in names) for row in run.state.log_history if "smoothed_loss" in row]
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- what a step learns
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_step_is_the_same_however_its_batch_is_split(
+    name: str, smoothing: float, data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    curves = []
+    for parts in (1, 4):
+        args = arguments(tmp_path / str(parts), tokens_per_batch=256 // parts, gradient_accumulation_steps=parts)
+        model = ours(label_smoothing=smoothing) if name == "hf_mt" else MODELS[name]()
+        run = trainer(model, data, tokenizer, args, label_smoothing=smoothing)
+        run.train()
+        curves.append(curve(run, "loss", "smoothed_loss", "grad_norm", "accuracy"))
+    assert len(curves[0]) == 4
+    assert torch.tensor(curves[0]) == pytest.approx(torch.tensor(curves[1]), rel=1e-4, abs=1e-5)
+
+
+def test_the_stock_trainer_learns_something_else_when_the_batch_is_split(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    norms = []
+    for parts in (1, 4):
+        args = arguments(tmp_path / str(parts), max_steps=1, gradient_accumulation_steps=parts)
+        args.per_device_train_batch_size = 16 // parts
+        run = Seq2SeqTrainer(marian(), args, TranslationCollator(tokenizer), data.train.remove_columns("length"))
+        run.train()
+        norms.append(run.state.log_history[0]["grad_norm"])
+    assert norms[1] > 2 * norms[0]
+
+
+def test_the_logged_loss_is_unsmoothed_and_the_smoothed_one_is_beside_it(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    run = trainer(ours(label_smoothing=0.3), data, tokenizer, arguments(tmp_path, max_steps=1))
+    model, batches = ours(label_smoothing=0.0), [run.data_collator(list(data.train))]
+    sums = loss_sums(model.eval(), batches[0])
+    run.args.tokens_per_batch = 100_000  # one batch: all pairs
+    run.train()
+    row = run.state.log_history[0]
+    assert row["loss"] == pytest.approx(float(sums.nll / sums.num_tokens), rel=1e-5)
+    assert row["accuracy"] == pytest.approx(float(sums.num_correct / sums.num_tokens))
+    assert row["smoothed_loss"] != pytest.approx(row["loss"], rel=1e-3)
+
+
+def test_sentences_can_be_counted_instead_of_tokens(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, tokens_per_batch=0, per_device_train_batch_size=7))
+    sizes = [len(batch["labels"]) for batch in run.get_train_dataloader()]
+    assert sorted(sizes)[2:] == [7] * (len(sizes) - 2) and sum(sizes) == 60
+    by_tokens = trainer(ours(), data, tokenizer, arguments(tmp_path, tokens_per_batch=64))
+    assert len({len(batch["labels"]) for batch in by_tokens.get_train_dataloader()}) > 2
+
+
+def test_training_stops_when_the_loss_is_not_finite(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    sick = ours()
+    with torch.no_grad():
+        sick.lm_head.weight[5] = math.nan
+    stopped = trainer(sick, data, tokenizer, arguments(tmp_path, max_steps=20))
+    stopped.train()
+    assert stopped.state.global_step == 1 and math.isnan(stopped.state.log_history[0]["smoothed_loss"])
+    healthy = trainer(ours(), data, tokenizer, arguments(tmp_path))
+    healthy.train()
+    assert healthy.state.global_step == 4
+
+
+# --- what an evaluation counts
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_example_is_counted_once_whatever_the_batches(
+    name: str, data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    results = []
+    for budget in (32, 10_000):
+        run = trainer(MODELS[name](), data, tokenizer, arguments(tmp_path, eval_tokens_per_batch=budget))
+        results.append((run.evaluate(), run.predict(run.eval_dataset)))
+    (first, one), (second, other) = results
+    for key in ("eval_loss", "eval_perplexity", "eval_accuracy", "eval_bleu", "eval_cut_off"):
+        assert first[key] == pytest.approx(second[key], rel=1e-5), key
+    assert one.predictions == other.predictions and len(one.predictions) == 13
+
+
+def test_the_development_loss_is_a_mean_over_tokens_not_over_batches(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, eval_tokens_per_batch=32))
+    sums = [loss_sums(run.model.eval(), batch) for batch in run.get_eval_dataloader()]
+    by_token = sum(float(s.nll) for s in sums) / sum(float(s.num_tokens) for s in sums)
+    by_batch = sum(float(s.nll / s.num_tokens) for s in sums) / len(sums)
+    assert run.evaluate()["eval_loss"] == pytest.approx(by_token, rel=1e-5)
+    assert by_batch != pytest.approx(by_token, rel=1e-5)
+
+
+def test_predictions_are_in_the_order_of_the_data(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=150, learning_rate=5e-3))
+    run.train()
+    predictions = run.predict(run.eval_dataset).predictions
+    targets = run.eval_dataset["target"]
+    closeness = [[_overlap(p, t) for t in targets] for p in predictions]
+    assert sum(row[i] for i, row in enumerate(closeness)) > sum(row[i - 1] for i, row in enumerate(closeness))
+
+
+def _overlap(one: str, other: str) -> int:
+    return sum(a == b for a, b in zip(one, other, strict=False))
+
+
+def test_signatures_are_kept_out_of_the_log(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path))
+    metrics = run.evaluate()
+    assert run.signatures == {"bleu_signature": "exact match"} and "eval_bleu" in metrics
+    assert all(isinstance(value, int | float) for row in run.state.log_history for value in row.values())
+
+
+def test_no_development_set_is_refused_unless_none_is_needed(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="validation_file"):
+        trainer(ours(), data, tokenizer, arguments(tmp_path, eval_strategy="epoch"), eval_dataset=None)
+    trainer(ours(), data, tokenizer, arguments(tmp_path), eval_dataset=None).train()
+
+
+# --- what is kept
+
+
+CHECKPOINTED = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_resumed_run_becomes_the_uninterrupted_one(
+    ema_decay: float, data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "ema_decay": ema_decay, "gradient_accumulation_steps": 2, "tokens_per_batch": 64}
+    whole = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "whole", max_steps=9, **settings))
+    whole.train()
+    checkpoint = str(tmp_path / "whole" / "checkpoint-6")
+    resumed = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "again", max_steps=9, **settings))
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert same(weights(whole.model), weights(resumed.model))
+    assert curve(whole, "loss", "grad_norm")[-3:] == curve(resumed, "loss", "grad_norm")[-3:]
+    fresh_order = trainer(
+        _with_dropout(), data, tokenizer, arguments(tmp_path / "other", max_steps=9, data_seed=7, **settings)
+    )
+    fresh_order.train(resume_from_checkpoint=checkpoint)
+    assert not same(weights(whole.model), weights(fresh_order.model))
+
+
+def _with_dropout() -> PreTrainedModel:
+    model = ours()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    return model
+
+
+def test_what_is_evaluated_and_kept_is_the_moving_average(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=6, ema_decay=0.95, **CHECKPOINTED)
+    run = trainer(ours(), data, tokenizer, args)
+    run.train()
+    kept = checkpoint_weights(tmp_path / "checkpoint-6")
+    live = {name: weight for name, weight in run.model.state_dict().items() if name in kept}
+    assert all(torch.allclose(live[name], kept[name]) for name in kept)
+    (tmp_path / "checkpoint-6" / MOVING_AVERAGE_NAME).unlink()
+    plain = checkpoint_weights(tmp_path / "checkpoint-6")
+    assert not all(torch.allclose(live[name], plain[name]) for name in plain)
+    last = [row for row in run.state.log_history if "eval_loss" in row][-1]
+    assert run.evaluate()["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-5)
+
+
+def test_the_best_checkpoint_is_loaded_not_the_last(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "metric_for_best_model": "loss", "load_best_model_at_end": True}
+    settings |= {"greater_is_better": False, "save_total_limit": 1, "learning_rate": 5.0, "max_steps": 12}
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, **settings))
+    run.train()  # far too fast: the loss rises
+    losses = {row["step"]: row["eval_loss"] for row in run.state.log_history if "eval_loss" in row}
+    assert min(losses, key=lambda step: losses[step]) == run.state.best_global_step != 12
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-5)
+
+
+def test_early_stopping_waits_and_then_stops(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "metric_for_best_model": "loss", "load_best_model_at_end": True, "max_steps": 60}
+    settings |= {"greater_is_better": False, "learning_rate": 5.0}
+    stopped = trainer(ours(), data, tokenizer, arguments(tmp_path, early_stopping_patience=2, **settings))
+    stopped.train()
+    assert stopped.state.global_step == stopped.state.best_global_step + 6
+
+
+def test_the_mean_of_checkpoints_is_kept_only_if_it_is_better(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "metric_for_best_model": "loss", "greater_is_better": False, "max_steps": 6}
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, average_checkpoints=2, **settings))
+    run.train()
+    tried = [row["eval_loss"] for row in run.state.log_history if "eval_loss" in row]
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(tried[-2:]), rel=1e-5)
+
+
+def test_half_written_checkpoints_are_left_out(tmp_path: Path) -> None:
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"glob')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-20").mkdir()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_only_the_publisher_pushes(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    pushed: list[str] = []
+    settings = {**CHECKPOINTED, "max_steps": 3, "push_to_hub": True, "hub_model_id": "user/name"}
+    publish = lambda folder: pushed.append(folder.name)  # noqa: E731
+    trainer(ours(), data, tokenizer, arguments(tmp_path, **settings), publish=publish).train()
+    trainer(ours(), data, tokenizer, arguments(tmp_path, hub_strategy="end", **settings), publish=publish).train()
+    assert pushed == ["checkpoint-3"]
