@@ -53,15 +53,15 @@ def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _about(trainer: TranslationTrainer, experiment: Experiment) -> dict[str, Any]:
     """How the model came about: what a reader needs to believe a score, or to get it again."""
-    totals: dict[str, Any] = next((row for row in reversed(trainer.state.log_history) if "train_runtime" in row), {})
-    speeds = [
-        row["target_tokens_per_second"] for row in trainer.state.log_history if "target_tokens_per_second" in row
-    ]
+    history = trainer.state.log_history  # of all sessions, where the run was interrupted
+    speeds = [row["target_tokens_per_second"] for row in history if "target_tokens_per_second" in row]
+    training, evaluation = (sum(row.get(key, 0) for row in history) for key in ("train_seconds", "eval_runtime"))
     return {
         "epoch": trainer.state.epoch,
         "global_step": trainer.state.global_step,
-        "train_runtime": totals.get("train_runtime"),
-        "train_minutes": round(totals["train_runtime"] / 60, 2) if totals else None,
+        "train_runtime": round(training, 1),
+        "train_minutes": round(training / 60, 2),
+        "evaluation_minutes": round(evaluation / 60, 2),
         "train_target_tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
         "num_parameters": sum(weight.numel() for weight in trainer.model.parameters()),
         "num_beams": experiment.training.num_beams,

@@ -75,7 +75,7 @@ class TranslationTrainer(Seq2SeqTrainer):
     ):
         if eval_dataset is None and args.eval_strategy != "no":
             raise InputError(
-                f"there is no development set to evaluate on (eval_strategy is {args.eval_strategy.value}): give "
+                f"there is no development set to evaluate on (eval_strategy is {str(args.eval_strategy)!r}): give "
                 "validation_file, or set eval_strategy to no and load_best_model_at_end to false"
             )
         self.publish = publish
