@@ -178,22 +178,12 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
     }
 
 
-BAD_INPUTS = [
-    "a missing file",
-    "different lengths",
-    "empty files",
-    "not UTF-8",
-    "a language that is not there",
-    "all filtered",
-    "an unknown key",
-    "a wrong type",
-    "an unknown encoding",
-    "heads that do not divide",
-    "an odd head",
-    "too long for learned",
-    "a checkpoint without a model",
-    "no such YAML",
-]
+_CASES = """
+a missing file; different lengths; empty files; not UTF-8; a language that is not there; all filtered; an unknown key
+a wrong type; an unknown encoding; heads that do not divide; an odd head; too long for learned
+a checkpoint without a model; no such YAML
+"""
+BAD_INPUTS = [case for line in _CASES.strip().splitlines() for case in line.split("; ")]
 
 
 @pytest.mark.parametrize("case", BAD_INPUTS)
@@ -237,29 +227,21 @@ def test_every_trial_of_a_sweep_is_a_command_that_works(path: Path, monkeypatch:
     assert len(set(folders)) == len(folders) and all("abc123" in folder for folder in folders)
 
 
-def launch(*arguments: object, processes: int, folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = [
-        "--num_processes",
-        processes,
-        "--num_machines",
-        1,
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--cpu",
-    ]
-    command = [Path(sys.executable).with_name("accelerate"), "launch", *options, ROOT / "scripts" / "train.py"]
-    words = [str(word) for word in (*command, *arguments, "--output_dir", folder)]
+def launch(profile: str, *arguments: object, folder: Path) -> None:
+    """Trains through `accelerate launch` with one of the profiles that we ship."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_PORT": "0"}
+    launcher = [Path(sys.executable).with_name("accelerate"), "launch", "--quiet", "--config_file"]
+    command = [*launcher, ROOT / "configs/accelerate" / profile, ROOT / "scripts/train.py", *arguments]
+    words = [str(word) for word in (*command, "--output_dir", folder)]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_learn_and_score_what_one_does(config: Path, tmp_path: Path) -> None:
-    launch(config, processes=2, folder=tmp_path / "two")
-    launch(config, "--gradient_accumulation_steps", 2, processes=1, folder=tmp_path / "one")
-    launch(config, processes=1, folder=tmp_path / "half")
+def test_two_processes_learn_and_score_what_one_does(config: Path, tmp_path: Path, capsys: Any) -> None:
+    launch("ddp_cpu.yaml", config, folder=tmp_path / "two")
+    for name, parts in (("one", 2), ("half", 1)):
+        options = ("--output_dir", tmp_path / name, "--gradient_accumulation_steps", parts)
+        assert run("train", config, *options, capsys=capsys)[0] == 0
     rows = {name: _logged(tmp_path / name, "loss", "smoothed_loss", "grad_norm") for name in ("two", "one", "half")}
     assert rows["two"] == pytest.approx(rows["one"], rel=1e-4)
     assert rows["half"] != pytest.approx(rows["one"], rel=1e-4)
