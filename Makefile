@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 setup: $(VENV)/.installed  ## the environment in .venv; reused by all that follows
 
 quickstart: setup  ## train English to French on the built-in corpus, evaluate, translate $$TRANSLATE
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py configs/quickstart.yaml
+	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml scripts/train.py configs/quickstart.yaml
 	@echo
 	$(BIN)/python scripts/translate.py runs/quickstart $(TRANSLATE)
 

@@ -125,8 +125,8 @@ def _set_generation(model: PreTrainedModel, experiment: Experiment, longest_targ
     limit = position_limit(model.get_decoder())
     longest = 2 * longest_target
     settings.update(
-        max_new_tokens=longest if limit is None else min(longest, limit),
-        max_length=None,
+        max_length=longest if limit is None else min(longest, limit),  # a caller's max_new_tokens overrides it
+        max_new_tokens=None,
         num_beams=experiment.training.num_beams,
         length_penalty=experiment.training.length_penalty if experiment.training.num_beams > 1 else None,
         early_stopping=experiment.training.num_beams > 1 or None,

@@ -21,7 +21,7 @@ STAGES = {
     "data": {"batching", "data"},
     "model": {"model"},
     "translation": {"generation", "translation"},
-    "training": {"hardware", "models", "losses", "averaging", "progress", "training", "results"},
+    "training": {"hardware", "models", "losses", "averaging", "progress", "training", "dry_run", "results"},
     "evaluation": {"evaluation"},
     "reporting": {"markdown", "reporting"},
     "hub": {"run_record", "model_card", "hub", "summary"},

@@ -50,7 +50,7 @@ def test_sizes_and_special_tokens_come_from_the_tokenizer(tokenizer: Any, data: 
 
 def test_generation_is_not_cut_at_twenty_tokens(tokenizer: Any, data: PreparedData) -> None:
     settings = build(tokenizer, data, f"{SMALL} --num_beams 3 --length_penalty 0.8").generation_config
-    assert settings.max_new_tokens == 2 * data.tokens["train"]["target"].max > 20
+    assert settings.max_length == 2 * data.tokens["train"]["target"].max > 20
     assert (settings.num_beams, settings.length_penalty, settings.early_stopping) == (3, 0.8, True)
 
 

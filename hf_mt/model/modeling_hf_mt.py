@@ -325,7 +325,7 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.model = HfMtModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.generation_config.max_new_tokens = config.max_position_embeddings  # else generation stops at 20
+        self.generation_config.max_length = config.max_position_embeddings  # else generation stops at 20 tokens
         self.post_init()
 
     @property
