@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_mt.arguments import InputError
+from hf_mt.text_files import unfinished
 
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,8 @@ class MovingAverage:
     def save(self, folder: Path) -> None:
         """Writes the average beside a checkpoint's weights."""
         metadata = {"steps": str(self.steps), "format": "pt"}
-        temporary = folder / f"{MOVING_AVERAGE_NAME}.tmp"
-        save_file({name: weight.contiguous() for name, weight in self.weights.items()}, temporary, metadata=metadata)
-        temporary.replace(folder / MOVING_AVERAGE_NAME)
+        with unfinished(folder / MOVING_AVERAGE_NAME) as temporary:
+            save_file({name: weight.contiguous() for name, weight in self.weights.items()}, temporary, metadata)
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote.

@@ -5,7 +5,7 @@
   accumulation steps), so how a step is laid out over processes and accumulation doesn't change what is learned.
 - Where batches begin depends only on the sorted lengths: every epoch has the same number of batches. What changes from
   epoch to epoch is which of the equally long pairs meet, and the order of the batches.
-- Any place in an epoch is reached in constant time, so a resumed run reads nothing it doesn't need.
+- Batches are lists of indices, so that Accelerate skips those of a resumed epoch without reading a row.
 
 Notation: N pairs, B pairs of a batch, S source length, T target length.
 """
@@ -64,7 +64,7 @@ class TokenBatchSampler(Sampler):
         sides = np.atleast_2d(np.asarray(lengths, dtype=np.int64).T)  # (1 | 2, N)
         self._longer, self._tilt = sides.max(axis=0), sides[0] - sides[-1]
         self.tokens_per_batch, self.num_parts = tokens_per_batch, num_parts
-        self.seed, self.shuffle, self.epoch, self.start_batch = seed, shuffle, 0, 0
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
         self._check()
         descending = -np.sort(-self._longer)
         bounds = _global_bounds(descending, tokens_per_batch * num_parts, num_parts)
@@ -88,21 +88,14 @@ class TokenBatchSampler(Sampler):
         """Choose composition and order for `epoch`, counted from 0."""
         self.epoch = epoch
 
-    def skip(self, batches: int) -> None:
-        """Let the next iteration, and only that one, begin after this many micro-batches (of all processes)."""
-        if not 0 <= batches <= len(self):
-            raise ValueError(f"{batches} micro-batches can't be skipped: an epoch has {len(self)}.")
-        self.start_batch = batches
-
     def __len__(self) -> int:
         return len(self._cuts) * self.num_parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        first, self.start_batch = self.start_batch, 0
         rng = np.random.default_rng((self.seed, self.epoch))
         pairs = self._order(rng)  # (N,)
         batches = rng.permutation(len(self._cuts)) if self.shuffle else np.arange(len(self._cuts))
-        for step, part in (divmod(batch, self.num_parts) for batch in range(first, len(self))):
+        for step, part in (divmod(batch, self.num_parts) for batch in range(len(self))):
             start, end = self._cuts[batches[step], part : part + 2]
             yield pairs[start:end].tolist()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from transformers import PreTrainedTokenizerBase
 
 from hf_mt.arguments import DataArguments, InputError
+from hf_mt.text_files import write_whole
 
 
 METADATA = re.compile(r"\s*</?[A-Za-z][\w.-]*(\s[^<>]*)?/?>")  # a line that begins with a tag: <url>, <doc id="3">
@@ -298,9 +298,7 @@ class PreparedData:
             }
             for count in self.counts
         }
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, json.dumps(table, indent=2) + "\n")
 
 
 def prepare_data(

@@ -6,7 +6,6 @@
 """
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -24,6 +23,7 @@ from hf_mt.markdown import Markup, fenced, folded, inert, number, table
 from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
 from hf_mt.reporting import series
 from hf_mt.run_record import Run, hub_name, read_run, without_path
+from hf_mt.text_files import write_whole
 
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,7 @@ def write_model_card(
     }
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
     card = re.sub(r"\n{3,}", "\n\n", Template(template).substitute(sections))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(card, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_whole(path, card)
 
 
 # ------------------------------------------------------------------------------------------------------ the metadata

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_mt.arguments import TranslationTrainingArguments
 from hf_mt.model.loss_hf_mt import LossSums
+from hf_mt.text_files import write_whole
 
 
 SAMPLE_TEXTS = ("source", "reference", "hypothesis")
@@ -191,11 +192,9 @@ def write_samples(path: Path, samples: list[dict[str, Any]], step: int) -> None:
     """Adds rows to a JSONL file, in place of those of the same or a later step (a resumed run repeats some)."""
     kept = []
     if path.is_file():
-        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] < step]
+        kept = [line for line in path.read_text("utf-8").split("\n")[:-1] if json.loads(line)["step"] < step]
     lines = kept + [json.dumps(row, ensure_ascii=False) for row in samples]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def _log_samples_to_wandb(samples: list[dict[str, Any]]) -> None:

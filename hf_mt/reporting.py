@@ -8,7 +8,6 @@
 """
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -24,6 +23,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from hf_mt.text_files import unfinished
 
 
 BLUE, ORANGE, GREY, INK, SOFT, RULE, RED = "#2563c9", "#c2660a", "#8b95a7", "#1f2733", "#5b6678", "#e4e8ef", "#c81e3a"
@@ -120,9 +121,8 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path, *, best_st
 
 def _save_whole(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with unfinished(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 

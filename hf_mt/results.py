@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from datasets import Dataset
 from hf_mt import __version__
 from hf_mt.arguments import Experiment
 from hf_mt.hardware import machine
-from hf_mt.text_files import one_line
+from hf_mt.text_files import one_line, write_whole
 from hf_mt.training import TranslationTrainer
 
 
@@ -71,10 +70,3 @@ def _about(trainer: TranslationTrainer, experiment: Experiment) -> dict[str, Any
         "machine": machine(),
         "hf_mt_version": __version__,
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there, so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

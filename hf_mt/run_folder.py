@@ -10,7 +10,6 @@ The folder of a run: whose it is, and whether to begin, go on, or leave it as it
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from hf_mt.arguments import Experiment, InputError, typed_values, valid_keys
 from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS
 from hf_mt.settings import read_yaml, yaml_value
+from hf_mt.text_files import write_whole
 
 
 logger = logging.getLogger(__name__)
@@ -65,14 +65,10 @@ def save_config(experiment: Experiment, path: Path) -> Path:
     Raises:
         InputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(_as_yaml(experiment.resolved), encoding="utf-8")
-        os.replace(temporary, path)
+        return write_whole(path, _as_yaml(experiment.resolved))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another output_dir") from error
-    return path
 
 
 def _as_yaml(resolved: Mapping[str, Any]) -> str:

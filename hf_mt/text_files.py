@@ -41,6 +41,25 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Where to write a file, which takes its name if the block ends well: a crash never leaves half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Writes UTF-8 text as `unfinished` says, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+@contextmanager
 def open_output(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write bytes to, which takes its name once it is whole; "-" is standard output.
 
@@ -51,13 +70,8 @@ def open_output(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with unfinished(Path(name)) as temporary, temporary.open("wb") as file:
             yield file
-        os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise InputError(f"{name} can't be written: {error.strerror}") from error

@@ -16,10 +16,12 @@ import sys
 
 from hf_mt.arguments import run_script
 from hf_mt.evaluation import evaluate_model, parse_evaluation
+from hf_mt.progress import quiet_libraries
 from hf_mt.reporting import print_scores
 
 
 def main() -> None:
+    quiet_libraries()
     if {"-h", "--help"} & set(sys.argv[1:]):
         return print(__doc__)
     args, data = parse_evaluation(sys.argv[1:])

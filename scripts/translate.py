@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 
 from hf_mt.arguments import InputError, run_script
+from hf_mt.progress import quiet_libraries
 from hf_mt.text_files import read_stream
 from hf_mt.translation import Translator, write_translations
 
@@ -48,6 +49,7 @@ def read_input(name: str) -> Iterable[str]:
 
 
 def main() -> None:
+    quiet_libraries()
     args = vars(parse())
     lines = args.pop("sentences") or read_input(args["input"])
     del args["input"]

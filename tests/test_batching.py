@@ -149,21 +149,6 @@ def test_parts_of_a_step_cost_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_cost - 1 < 0.8 * (imbalance() - 1), "more alike than with equal numbers of pairs"
 
 
-@given(lengths=LENGTHS, parts=PARTS, data=st.data())
-@settings(max_examples=100, deadline=None)
-def test_skipping_is_the_same_as_dropping(lengths, parts, data) -> None:
-    assume(len(lengths) >= parts)
-    sampler = TokenBatchSampler(lengths, tokens_per_batch=24, num_parts=parts, seed=3)
-    sampler.set_epoch(2)
-    whole = list(sampler)
-    skipped = data.draw(st.integers(0, len(sampler)))
-    sampler.skip(skipped)
-    assert list(sampler) == whole[skipped:]
-    assert list(sampler) == whole, "only the next iteration begins late"
-    with pytest.raises(ValueError, match=f"an epoch has {len(whole)}"):
-        sampler.skip(len(whole) + 1)
-
-
 def test_epochs_differ_in_company_and_order_only() -> None:
     sampler = TokenBatchSampler(corpus(3000), tokens_per_batch=1000, num_parts=2, seed=5)
     epochs = []

@@ -15,6 +15,7 @@ import torch
 from hub_server import TOKEN, HubServer, running_hub
 from huggingface_hub import constants
 from test_model_card import write_run
+from test_scripts import TINY
 from transformers import AutoTokenizer
 
 from hf_mt import HfMtForConditionalGeneration, InputError, hub
@@ -122,10 +123,12 @@ print(json.dumps([logits.tolist(), shown.getvalue(), broken]))
 """
 
 
-def run_script(arguments: list[str], online: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def run_script(
+    arguments: list[str], online: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, name: str = "push_to_hub"
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", online["endpoint"])
     monkeypatch.setenv("HF_TOKEN", online["token"])
-    script = str(ROOT / "scripts" / "push_to_hub.py")
+    script = str(ROOT / "scripts" / f"{name}.py")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     runpy.run_path(script, run_name="__main__")
 
@@ -151,6 +154,20 @@ def test_the_script_sends_what_loads_without_the_package_and_nothing_else(
     torch.testing.assert_close(torch.tensor(logits), wanted)
     assert shown.startswith("['")  # the snippet of the card asked nothing and printed its translation
     assert "position_encodings.py" in error
+
+
+def test_training_pushes_its_checkpoints_and_at_last_the_run(
+    server: HubServer, online: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY + "push_to_hub: true\nhub_model_id: user/trained\nhub_strategy: every_save\n")
+    run_script([str(config), "--output_dir", str(tmp_path / "run")], online, monkeypatch, name="train")
+    messages = [commit["summary"] for commit in server.commits]
+    sent = on_hub(server, name="user/trained")
+    assert len(messages) == 3, messages  # two checkpoints and the finished run
+    assert set(sent) == SENT and b"BLEU" in sent["README.md"]
+    assert sent["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert (tmp_path / "run" / "generated_predictions.txt").is_file()
 
 
 def test_a_dry_run_lists_the_files_and_sends_nothing(

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_models
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from hf_mt.arguments import parse_experiment
 from hf_mt.models import check_architecture
+from hf_mt.tokenization import train_tokenizer
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +52,10 @@ dropout: 0.0
 cpu_threads: 1
 use_cpu: true
 """
+
+
+ARCHITECTURE = ("vocab_size", "d_model", "encoder_", "decoder_", "dropout")
+TUNING = "".join(f"{line}\n" for line in TINY.splitlines() if not line.startswith(ARCHITECTURE))
 
 
 @pytest.fixture
@@ -131,6 +138,33 @@ def test_an_interrupted_run_goes_on_and_becomes_the_same(config: Path, tmp_path:
     assert not all((one[name] == early[name]).all() for name in one)
 
 
+@pytest.mark.parametrize("name", ["rope", "marian", "bart", "t5"])
+def test_any_model_is_fine_tuned_by_the_same_script(name: str, tmp_path: Path, capsys: Any) -> None:
+    config, pretrained, folder = tmp_path / "tuning.yaml", tmp_path / "pretrained", tmp_path / "run"
+    config.write_text(TUNING)
+    random_models.build(name).save_pretrained(pretrained)
+    train_tokenizer(["0 1 2 3 4 5 6 7 8 9"], vocab_size=24).save_pretrained(pretrained)
+    options = ("--model_name_or_path", pretrained, "--output_dir", folder, "--label_smoothing", 0.1)
+    code, out, err = run("train", config, *options, capsys=capsys)
+    assert code == 0, err
+    start, end = (load_file(path / "model.safetensors") for path in (pretrained, folder))
+    assert start.keys() == end.keys() and not all(torch.equal(start[key], end[key]) for key in start)
+    assert (folder / "tokenizer.json").read_text() == (pretrained / "tokenizer.json").read_text()
+    code, out, err = run("translate", folder, "1 2", "3", capsys=capsys)
+    assert code == 0 and out.count("\n") == 2, err
+
+
+def test_training_in_bfloat16_saves_float32_and_stays_close(config: Path, tmp_path: Path, capsys: Any) -> None:
+    options = {"full": (), "half": ("--bf16", "true"), "other": ("--seed", 7)}
+    for name, more in options.items():
+        code, _, err = run("train", config, "--output_dir", tmp_path / name, *more, capsys=capsys)
+        assert code == 0, err
+    losses = {name: torch.tensor(_logged(tmp_path / name, "loss")) for name in options}
+    assert {weight.dtype for weight in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float32}
+    gap = (losses["half"] - losses["full"]).abs().max()
+    assert 0 < gap < 0.1 * (losses["other"] - losses["full"]).abs().max()
+
+
 def test_a_rehearsal_reports_and_leaves_nothing(config: Path, tmp_path: Path, capsys: Any) -> None:
     before = files(tmp_path)
     code, out, err = run("train", config, "--output_dir", tmp_path / "run", "--dry_run", capsys=capsys)
@@ -157,6 +191,8 @@ def write_pairs(folder: Path, name: str, source: bytes, target: bytes) -> str:
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
     """Options that cannot work, and a part of the message."""
+    tuning = str(folder / "tuning.yaml")
+    Path(tuning).write_text(TUNING)
     good = write_pairs(folder, "good", b"a b\nc d\n" * 30, b"e f\ng h\n" * 30)
     text = ["--dataset_name", "None", "--source_lang", "en", "--target_lang", "de", "--train_file"]
     dev = ["--validation_file", good]
@@ -173,7 +209,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "heads that do not divide": (["--d_model", "18", "--encoder_attention_heads", "4"], "d_model"),
         "an odd head": (["--d_model", "18"], "even"),
         "too long for learned": (["--position_encoding", "learned", "--max_position_embeddings", "5"], "5 positions"),
-        "a checkpoint without a model": (["--model_name_or_path", str(folder)], "fixed by the pretrained model"),
+        "a checkpoint without a model": (["--config", tuning, "--model_name_or_path", str(folder)], "No tokenizer"),
+        "sizes for a pretrained model": (["--model_name_or_path", str(folder)], "fixed by the pretrained model"),
         "no such YAML": (["--config", str(folder / "nowhere.yaml")], "nowhere.yaml"),
     }
 
@@ -181,7 +218,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
 _CASES = """
 a missing file; different lengths; empty files; not UTF-8; a language that is not there; all filtered; an unknown key
 a wrong type; an unknown encoding; heads that do not divide; an odd head; too long for learned
-a checkpoint without a model; no such YAML
+a checkpoint without a model; sizes for a pretrained model; no such YAML
 """
 BAD_INPUTS = [case for line in _CASES.strip().splitlines() for case in line.split("; ")]
 

@@ -248,6 +248,17 @@ def test_a_resumed_run_becomes_the_uninterrupted_one(
     assert not same(weights(whole.model), weights(fresh_order.model))
 
 
+def test_a_resumed_run_does_not_read_what_it_skips(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "max_steps": 8, "tokens_per_batch": 64, "eval_strategy": "no"}
+    reads: dict[str, list[int]] = {}
+    for name, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-6"))):
+        run = trainer(ours(), data, tokenizer, arguments(tmp_path / name, **settings))
+        collate, reads[name] = run.data_collator, []
+        run.data_collator = lambda rows, name=name, collate=collate: reads[name].append(len(rows)) or collate(rows)
+        run.train(resume_from_checkpoint=checkpoint)
+    assert len(reads["whole"]) >= 8 and len(reads["resumed"]) <= len(reads["whole"]) - 6
+
+
 def _with_dropout() -> PreTrainedModel:
     model = ours()
     for module in model.modules():
