@@ -25,6 +25,13 @@ def inert(text: str) -> str:
     return re.sub(r"www\.", "www&#46;", marked, flags=re.IGNORECASE)
 
 
+def code(text: str) -> Markup:
+    """Text of one line as code in a table; as plain text if it holds what would end the code or a line."""
+    if re.search(r"[`\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
+        return Markup(inert(text))
+    return Markup("`" + text.replace("|", r"\|") + "`")
+
+
 def fenced(text: str, language: str) -> str:
     """A code block with a fence longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)

@@ -19,7 +19,7 @@ from babel import Locale, UnknownLocaleError
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
-from hf_mt.markdown import Markup, fenced, folded, inert, number, table
+from hf_mt.markdown import Markup, code, fenced, folded, inert, number, table
 from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
 from hf_mt.reporting import series
 from hf_mt.run_record import Run, hub_name, read_run, without_path
@@ -225,7 +225,7 @@ print(translator([{sentence!r}], num_beams={beams:d}))"""
 def _results(run: Run) -> str:
     prefix = "test_" if any(key.startswith("test_") for key in run.results) else "eval_"
     rows = [
-        (name, run.results[prefix + key], run.results.get(f"{prefix}{key}_signature"))
+        (name, run.results[prefix + key], _signature(run, prefix + key))
         for key, name in METRICS.items()
         if prefix + key in run.results
     ]
@@ -246,6 +246,11 @@ def _results(run: Run) -> str:
 
 def _as_written(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def _signature(run: Run, key: str) -> Markup:
+    signature = run.results.get(f"{key}_signature")
+    return code(str(signature)) if signature else Markup("")
 
 
 def _minutes(run: Run) -> str | None:
