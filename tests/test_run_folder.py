@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hf_mt import run_folder
+from hf_mt import text_files
 from hf_mt.arguments import InputError, TranslationTrainingArguments, parse_experiment, valid_keys
 from hf_mt.key_rules import SECRET_KEYS
 from hf_mt.run_folder import open_run_folder, save_config
@@ -196,7 +196,7 @@ def test_a_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "replace", fail)
+    monkeypatch.setattr(text_files.os, "replace", fail)
     with pytest.raises(InputError, match="No space left"):
         save_config(parse("--seed=1"), path)
     assert path.read_bytes() == before
