@@ -1,15 +1,17 @@
-"""One batch through `model.generate`, for any encoder-decoder model of transformers.
+"""One batch of translations, by any encoder-decoder model of transformers.
 
+- Greedy and beam search of our own models are those of `hf_mt.search`, all else is left to `model.generate`; the
+  translations are the same.
 - Every sentence has its own length limit, so that its translation doesn't depend on which sentences share its batch.
-- Scores come from a second, teacher-forced pass of the decoder instead of `output_scores=True`, which would keep the
-  whole vocabulary for every step and beam. They mean the same for greedy search, beams and sampling.
+- Scores of `generate` come from a second, teacher-forced pass of the decoder instead of `output_scores=True`, which
+  would keep the whole vocabulary for every step and beam. They mean the same for greedy search, beams and sampling.
 - The start token may be the end of sentence (BART), and beam search fills rows up with the end of sentence where
   padding is id 0 (ours): `_cut` drops the first column and trusts limits before tokens.
 
 Shapes: B sentences, N = B * num_return_sequences hypotheses (sentence after sentence), S source and T target length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +21,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_mt.model import HfMtForConditionalGeneration
+from hf_mt.search import BeamSearch, SearchOptions
+
 
 MAX_LOGITS = 2**25  # largest block of (hypotheses, T, vocabulary) scores held at once, in numbers
 BEAM_OPTIONS = ("early_stopping", "length_penalty")  # transformers warns if they come with one beam
+SEARCH_KERNELS = ("eager", "sdpa")  # those that take the mask of the search
+_KNOWN = """
+pad_token_id bos_token_id eos_token_id decoder_start_token_id max_length max_new_tokens num_beams num_return_sequences
+length_penalty early_stopping use_cache transformers_version _from_model_config
+"""
+KNOWN_SETTINGS = frozenset(_KNOWN.split())  # of a generation configuration, all that the search heeds or may ignore
 
 
 @dataclass(frozen=True)
@@ -106,34 +117,77 @@ def generate_batch(
     defaults = model.generation_config
     num_beams = num_beams or defaults.num_beams or 1
     penalty = next(value for value in (length_penalty, defaults.length_penalty, 1.0) if value is not None)
-    generation["length_penalty"] = penalty
-    if num_beams == 1:
-        generation = {key: value for key, value in generation.items() if key not in BEAM_OPTIONS}
-    if return_scores and encoder_outputs is None:
-        encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-    if encoder_outputs is not None:
-        generation["encoder_outputs"] = type(encoder_outputs)(**encoder_outputs)  # generate repeats its rows in place
     limits = _limits(model, attention_mask, limits)
-    rows = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        num_beams=num_beams,
-        num_return_sequences=num_return_sequences,
-        max_length=1 + int(limits.max()),
-        max_new_tokens=None,  # a model's own setting would clash with max_length
-        forced_eos_token_id=None,  # BART's and Marian's would end only the longest sentences of a batch
-        stopping_criteria=StoppingCriteriaList([SentenceLimits(limits)]),
-        **generation,
-    )  # (N, 1 + T)
-    eos = torch.tensor(defaults.eos_token_id).reshape(-1).tolist()
+    plain = num_return_sequences <= num_beams and _is_search(model, generation)
+    if encoder_outputs is None and (plain or return_scores):
+        encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+    if plain and encoder_outputs is not None:
+        stopping = generation.get("early_stopping", defaults.early_stopping)
+        options = SearchOptions(num_beams, penalty, bool(stopping) or num_beams == 1)
+        search = BeamSearch(model, encoder_outputs.last_hidden_state, attention_mask, limits, options)
+        return _best(search, num_return_sequences, return_scores=return_scores)
+    generation |= {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "length_penalty": penalty}
+    rows = _generate(model, input_ids, attention_mask, encoder_outputs, limits, generation)
+    eos = _ends(model)
     sequences = _cut(rows, limits.repeat_interleave(num_return_sequences).tolist(), eos)
     finished = torch.tensor([sequence[-1] in eos for sequence in sequences])
-    if encoder_outputs is None or not return_scores:
+    if not return_scores:
         return GeneratedBatch(sequences, None, finished)
     start = int(rows[0, 0])
     given = generation.get("forced_bos_token_id", defaults.forced_bos_token_id) is not None
     sums = sequence_log_probs(model, sequences, encoder_outputs, attention_mask, start=start, first_is_given=given)
     return GeneratedBatch(sequences, sums / torch.tensor([len(row) for row in sequences]) ** penalty, finished)
+
+
+def _generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    encoder_outputs: BaseModelOutput | None,
+    limits: Tensor,
+    generation: Mapping[str, Any],
+) -> Tensor:
+    """What `model.generate` writes, (N, 1 + T), without clashes between its settings and what is asked for."""
+    options = dict(generation)
+    if options["num_beams"] == 1:
+        options = {key: value for key, value in options.items() if key not in BEAM_OPTIONS}
+    if encoder_outputs is not None:
+        options["encoder_outputs"] = type(encoder_outputs)(**encoder_outputs)  # generate repeats its rows in place
+    return model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        max_length=1 + int(limits.max()),
+        max_new_tokens=None,  # a model's own setting would clash with max_length
+        forced_eos_token_id=None,  # BART's and Marian's would end only the longest sentences of a batch
+        stopping_criteria=StoppingCriteriaList([SentenceLimits(limits)]),
+        **options,
+    )
+
+
+def _ends(model: PreTrainedModel) -> list[int]:
+    """The tokens that end a sentence."""
+    return torch.tensor(model.generation_config.eos_token_id).reshape(-1).tolist()
+
+
+def _is_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
+    """Whether `hf_mt.search` knows everything that was asked for."""
+    settings = {name for name, value in model.generation_config.to_diff_dict().items() if value}
+    return (
+        isinstance(model, HfMtForConditionalGeneration)
+        and model.config._attn_implementation in SEARCH_KERNELS
+        and generation.keys() <= {*BEAM_OPTIONS}
+        and settings <= KNOWN_SETTINGS
+        and "never" not in (generation.get("early_stopping"), model.generation_config.early_stopping)
+    )
+
+
+def _best(search: BeamSearch, number: int, *, return_scores: bool) -> GeneratedBatch:
+    """The best few hypotheses of each sentence."""
+    eos = search.eos.tolist()
+    best = [hypothesis for hypotheses in search.run() for hypothesis in hypotheses[:number]]
+    sequences = [tokens for tokens, _ in best]
+    finished = torch.tensor([tokens[-1] in eos for tokens in sequences])
+    return GeneratedBatch(sequences, torch.tensor([score for _, score in best]) if return_scores else None, finished)
 
 
 def _limits(model: PreTrainedModel, attention_mask: Tensor, limits: Tensor | None) -> Tensor:

@@ -5,7 +5,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+
+# a slow machine or a rare draw is no failure; where nobody watches, the draws are the same each time
+_SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ, suppress_health_check=_SLOW)
+settings.load_profile("suite")
 
 # read when torch, tokenizers and huggingface_hub are first imported, so set before any of them is
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -20,7 +20,7 @@ STAGES = {
     "tokenization": {"tokenization"},
     "data": {"batching", "data"},
     "model": {"model"},
-    "translation": {"generation", "translation"},
+    "translation": {"search", "generation", "translation"},
     "training": {"hardware", "models", "losses", "averaging", "progress", "training", "dry_run", "results"},
     "evaluation": {"evaluation"},
     "reporting": {"markdown", "reporting"},

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hf_mt import HfMtConfig
+from .dropout_hf_mt import Dropout
 from .position_encodings import PositionEncoding
 
 
@@ -153,7 +154,7 @@ class HfMtFeedForward(nn.Module):
         self.up_proj = nn.Linear(config.d_model, ffn_dim)
         self.down_proj = nn.Linear(ffn_dim, config.d_model)
         self.activation = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.activation_dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.down_proj(self.dropout(self.activation(self.up_proj(hidden_states))))
@@ -177,17 +178,17 @@ class PreNorm(nn.Module):
     def __init__(self, config: HfMtConfig):
         super().__init__()
         self.norm = NORMS[config.norm_type](config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
-        return hidden_states + self.dropout(block(self.norm(hidden_states)))
+        return self.dropout.add(hidden_states, block(self.norm(hidden_states)))
 
 
 class PostNorm(PreNorm):
     """Normalises the residual sum, as published in 2017."""
 
     def forward(self, hidden_states: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
-        return self.norm(hidden_states + self.dropout(block(hidden_states)))
+        return self.norm(self.dropout.add(hidden_states, block(hidden_states)))
 
 
 RESIDUALS: dict[str, type[PreNorm]] = {"pre": PreNorm, "post": PostNorm}

@@ -4,7 +4,9 @@
 - The rest pass through it a slice at a time; the gradient of a slice is computed right after its scores, in the same
   memory, so that one slice is all that is kept (the idea of Liger Kernel, https://arxiv.org/abs/2410.10989, and of
   Wijmans et al. 2024, https://arxiv.org/abs/2411.09009).
-- Label smoothing costs no second pass: its gradient is a constant and its loss a mean of the same scores.
+- Label smoothing never touches the scores: their mean over the vocabulary is the product with the mean weight, and its
+  gradient is the same for every row.
+- What is left is as few passes over a slice as there can be: two to find the largest, one softmax in place.
 - The unsmoothed loss and the number of right guesses fall out of the same slices, and are returned for the log.
 
 Shapes: N rows (positions), D d_model, V vocabulary size.
@@ -39,29 +41,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         vocab_size = weight.shape[0]
         rows_in_slice = max(1, SLICE_ELEMENTS // vocab_size)
+        mean_weight = weight.float().mean(0)  # (D,)
+        buffer = hidden.new_empty(min(rows_in_slice, hidden.shape[0]), vocab_size)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None  # (N, D)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None  # (V, D)
         for start in range(0, hidden.shape[0], rows_in_slice):
-            rows = slice(start, start + rows_in_slice)
-            scores = (hidden[rows] @ weight.T).float()  # (rows, V)
-            index = labels[rows, None]
-            maximum = scores.amax(-1, keepdim=True)
-            right = scores.gather(-1, index)
-            mean = scores.mean(-1, keepdim=True)
-            probabilities = scores.sub_(maximum).exp_()
-            total = probabilities.sum(-1, keepdim=True)
-            log_total = total.log() + maximum
+            states, index = hidden[start : start + rows_in_slice], labels[start : start + rows_in_slice, None]
+            scores = torch.mm(states, weight.T, out=buffer[: len(states)]).float()  # (rows, V)
+            maximum, right = scores.amax(-1, keepdim=True), scores.gather(-1, index)
+            probabilities = torch.softmax(scores, -1, out=scores)
+            log_total = maximum - probabilities.amax(-1, keepdim=True).log()  # the largest is exp(maximum) / total
+            mean = states.float() @ mean_weight[:, None]
             sums[0] += (log_total - (1 - smoothing) * right - smoothing * mean).sum()
             sums[1] += (log_total - right).sum()
             sums[2] += (right == maximum).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            gradient = probabilities.div_(total).sub_(smoothing / vocab_size)
-            gradient.scatter_add_(-1, index, torch.full_like(right, smoothing - 1))
-            gradient = gradient.to(hidden.dtype)
-            torch.mm(gradient, weight, out=grad_hidden[rows])
-            grad_weight += gradient.T @ hidden[rows]
+            gradient = probabilities.scatter_add_(-1, index, torch.full_like(right, smoothing - 1)).to(hidden.dtype)
+            torch.mm(gradient, weight, out=grad_hidden[start : start + rows_in_slice])
+            grad_weight += gradient.T @ states
+        if grad_hidden is not None and grad_weight is not None:  # the mean's share, which is the same for every row
+            grad_hidden -= smoothing * mean_weight.to(hidden.dtype)
+            grad_weight -= smoothing / vocab_size * hidden.float().sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         loss, nll, num_correct = sums.unbind()

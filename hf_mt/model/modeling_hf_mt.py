@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hf_mt import HfMtConfig
+from .dropout_hf_mt import Dropout
 from .layers_hf_mt import NORMS, HfMtCrossAttention, HfMtDecoderLayer, HfMtEncoderLayer, HfMtSelfAttention
 from .loss_hf_mt import IGNORE_INDEX, linear_cross_entropy
 from .position_encodings import POSITION_ENCODINGS, PositionEncoding
@@ -94,7 +95,7 @@ class HfMtStack(HfMtPreTrainedModel):
         self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
         encoding = POSITION_ENCODINGS[config.position_encoding]
         self.position_encoding = encoding(config, num_heads=num_heads, bidirectional=bidirectional)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         # a pre-norm residual stream ends unnormalised; a post-norm one does not
         self.norm = NORMS[config.norm_type](config.d_model) if config.norm_position == "pre" else nn.Identity()
         self.gradient_checkpointing = False
@@ -177,9 +178,15 @@ class HfMtDecoder(HfMtStack):
         past_key_values: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """(B, Q) new ids, the source (B, S, D) and its mask (B, S) to `last_hidden_state` (B, Q, D)."""
+        """(B, Q) new ids, the source (B, S, D) and its mask (B, S) to `last_hidden_state` (B, Q, D).
+
+        `positions` (Q,) of the new ids and `key_positions` (K,) of all keys differ from their places in the cache
+        where it holds several continuations side by side; `attention_mask` (B, 1, Q, K) then tells which sees which.
+        """
         inputs = _require_one(input_ids, inputs_embeds)
         if encoder_hidden_states is None:
             raise ValueError("the decoder needs encoder_hidden_states")
@@ -187,14 +194,17 @@ class HfMtDecoder(HfMtStack):
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         self_cache = None if past_key_values is None else past_key_values.self_attention_cache
         past, length = _past_and_key_length(self_cache, inputs.shape[1])
-        self.check_length(past + inputs.shape[1])
-        positions = torch.arange(inputs.shape[1], device=inputs.device) + past
+        if positions is None:
+            self.check_length(past + inputs.shape[1])
+            positions = torch.arange(inputs.shape[1], device=inputs.device) + past
+        if key_positions is None:
+            key_positions = torch.arange(length, device=inputs.device)
         hidden_states = self.embed(input_ids, inputs_embeds, positions)
         mask = create_causal_mask(self.config, hidden_states, attention_mask, self_cache)
         cross_mask = create_bidirectional_mask(
             self.config, hidden_states, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
         )
-        state = self.position_encoding.prepare(positions, torch.arange(length, device=inputs.device))
+        state = self.position_encoding.prepare(positions, key_positions)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
