@@ -118,7 +118,7 @@ def generate_batch(
     num_beams = num_beams or defaults.num_beams or 1
     penalty = next(value for value in (length_penalty, defaults.length_penalty, 1.0) if value is not None)
     limits = _limits(model, attention_mask, limits)
-    plain = num_return_sequences <= num_beams and _is_search(model, generation)
+    plain = num_return_sequences <= num_beams and is_search(model, generation)
     if encoder_outputs is None and (plain or return_scores):
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
     if plain and encoder_outputs is not None:
@@ -169,13 +169,13 @@ def _ends(model: PreTrainedModel) -> list[int]:
     return torch.tensor(model.generation_config.eos_token_id).reshape(-1).tolist()
 
 
-def _is_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
-    """Whether `hf_mt.search` knows everything that was asked for."""
+def is_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
+    """Whether `hf_mt.search` knows all options of `generate` that were asked for, and the model."""
     settings = {name for name, value in model.generation_config.to_diff_dict().items() if value}
     return (
         isinstance(model, HfMtForConditionalGeneration)
         and model.config._attn_implementation in SEARCH_KERNELS
-        and generation.keys() <= {*BEAM_OPTIONS}
+        and generation.keys() <= set(BEAM_OPTIONS)
         and settings <= KNOWN_SETTINGS
         and "never" not in (generation.get("early_stopping"), model.generation_config.early_stopping)
     )

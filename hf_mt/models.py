@@ -21,6 +21,8 @@ from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
+SHORT = 64  # tokens: up to here sdpa's kernel for processors spends more time on its blocks than it saves
+
 
 def check_architecture(experiment: Experiment) -> None:
     """Builds the model without memory for it, so that sizes that don't fit are known before anything else is done.
@@ -53,7 +55,7 @@ def load_or_build_model(
     else:
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         ids["decoder_start_token_id"] = ids["bos_token_id"]
-        model = _new_model(experiment, len(tokenizer), ids)
+        model = _new_model(experiment, len(tokenizer), ids, kernel=_kernel(experiment, data))
     _check_lengths(model, data)
     _set_generation(model, experiment, data.tokens["train"]["target"].max)
     return model
@@ -78,10 +80,20 @@ def _shorter(split: str, side: str, limit: int) -> str:
     return f"shorten the longest sentences of the {split} set"
 
 
-def _new_model(experiment: Experiment, vocab_size: int, ids: dict[str, Any]) -> HfMtForConditionalGeneration:
+def _kernel(experiment: Experiment, data: PreparedData) -> str | None:
+    """The attention kernel asked for; for short sentences on a processor plain products, which are faster there."""
+    lengths = [tokens.percentile_95 for tokens in data.tokens["train"].values()]
+    if experiment.model.attn_implementation is None and not torch.accelerator.is_available():
+        return "eager" if max(lengths) <= SHORT else None
+    return experiment.model.attn_implementation
+
+
+def _new_model(
+    experiment: Experiment, vocab_size: int, ids: dict[str, Any], *, kernel: str | None = None
+) -> HfMtForConditionalGeneration:
     try:
         config = HfMtConfig(**{**experiment.architecture, **ids, "vocab_size": vocab_size})
-        kernel = experiment.model.attn_implementation
+        kernel = kernel or experiment.model.attn_implementation
         return HfMtForConditionalGeneration._from_config(config, attn_implementation=kernel)
     except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise InputError(_plain(error)) from error

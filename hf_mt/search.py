@@ -128,10 +128,10 @@ class BeamSearch:
 
     def _best_candidates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, beams that they continue, and tokens of the C best continuations, each (A, C), best first."""
-        logits = self._next_logits().float()  # (A, K, V)
-        width = min(self.candidates, logits.shape[-1])
-        best, tokens = logits.topk(width)  # (A, K, C)
-        log_probs = best - logits.logsumexp(-1, keepdim=True) + self.scores[:, :, None]
+        log_probs = self._next_logits().float().log_softmax(-1)  # (A, K, V)
+        width = min(self.candidates, log_probs.shape[-1])
+        best, tokens = log_probs.topk(width)  # (A, K, C)
+        log_probs = best + self.scores[:, :, None]
         scores, places = log_probs.flatten(1).topk(self.candidates)
         return scores, places // width, tokens.flatten(1).gather(1, places)
 

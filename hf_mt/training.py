@@ -32,8 +32,10 @@ from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, average_checkpoints
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import PreparedData, pair_lengths
-from hf_mt.generation import generate_batch, length_limits
+from hf_mt.generation import generate_batch, is_search, length_limits
+from hf_mt.hardware import side_by_side
 from hf_mt.losses import loss_sums
+from hf_mt.model.loss_hf_mt import LossSums
 from hf_mt.progress import Meter, ProgressLines
 
 
@@ -197,7 +199,6 @@ class TranslationTrainer(Seq2SeqTrainer):
         with self._off_the_clock(), self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
-    @torch.no_grad()
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -215,19 +216,29 @@ class TranslationTrainer(Seq2SeqTrainer):
         """
         model = self.accelerator.unwrap_model(self.model).eval()
         totals, rows = torch.zeros(3, device=self.args.device), []
-        for indices, batch in zip(dataloader.batch_sampler, dataloader, strict=True):
-            batch = self._prepare_inputs(batch)
-            with self.accelerator.autocast():
-                encoded = model.get_encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])
-                sums = loss_sums(model, {**batch, "encoder_outputs": encoded})
-                totals += torch.stack((sums.nll, sums.num_correct, sums.num_tokens))
-                rows += self._translate(model, batch, encoded, indices) if self.args.predict_with_generate else []
+        run = side_by_side if self.args.device.type == "cpu" and is_search(model, self._gen_kwargs) else map
+        batches = zip(dataloader.batch_sampler, dataloader, strict=True)
+        for sums, translations in run(lambda batch: self._evaluate_batch(model, *batch), batches):
+            totals += torch.stack((sums.nll, sums.num_correct, sums.num_tokens))
+            rows += translations
         rows = sorted(gather_object(rows))
         totals = self.accelerator.reduce(totals)
         metrics = self._metrics(totals.tolist(), rows, dataloader.dataset)
         texts = self.lines.translations = [text for _, text, _ in rows]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(texts, None, metrics, num_samples=len(dataloader.dataset))
+
+    @torch.no_grad()
+    def _evaluate_batch(
+        self, model: PreTrainedModel, indices: Sequence[int], batch: Mapping[str, Tensor]
+    ) -> tuple[LossSums, list[tuple[int, str, bool]]]:
+        """Loss sums of a batch, and its translations if they are wanted; the encoder runs once for both."""
+        batch = self._prepare_inputs(batch)
+        with self.accelerator.autocast():
+            encoded = model.get_encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])
+            sums = loss_sums(model, {**batch, "encoder_outputs": encoded})
+            wanted = self.args.predict_with_generate
+            return sums, self._translate(model, batch, encoded, indices) if wanted else []
 
     def _translate(
         self, model: PreTrainedModel, batch: Mapping[str, Tensor], encoded: BaseModelOutput, indices: Sequence[int]

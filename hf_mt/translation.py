@@ -8,7 +8,7 @@
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.arguments import InputError
-from hf_mt.generation import GeneratedBatch, generate_batch, length_limits, position_limit
+from hf_mt.generation import GeneratedBatch, generate_batch, is_search, length_limits, position_limit
+from hf_mt.hardware import side_by_side
 from hf_mt.text_files import one_line, open_output
 
 
@@ -204,7 +205,6 @@ class Translator:
                 )
                 first += len(block)
 
-    @torch.inference_mode()
     def _translate(
         self,
         sentences: Sequence[str],
@@ -232,19 +232,15 @@ class Translator:
         was_training = self.model.training
         self.model.eval()
         try:
-            for numbers in _token_batches(encoded, tokens_per_batch // max(beams, num_return_sequences)):
-                input_ids, attention_mask = self._pad([encoded[number] for number in numbers])
-                batch = generate_batch(
-                    self.model,
-                    input_ids,
-                    attention_mask,
-                    limits=length_limits(attention_mask, max_length_a, max_length_b),
-                    num_beams=beams,
-                    num_return_sequences=num_return_sequences,
-                    return_scores=return_scores,
-                    **self.language_options,
-                    **generation,
-                )
+            batches = list(_token_batches(encoded, tokens_per_batch // max(beams, num_return_sequences)))
+            options = {"num_beams": beams, "num_return_sequences": num_return_sequences, **generation}
+            lengths = (max_length_a, max_length_b)
+
+            def translate(numbers: list[int]) -> GeneratedBatch:
+                return self._generate([encoded[number] for number in numbers], lengths, return_scores, options)
+
+            run = side_by_side if self._may_share(generation) else map
+            for numbers, batch in zip(batches, run(translate, batches), strict=True):
                 for number, best in zip(numbers, self._hypotheses(batch, num_return_sequences), strict=True):
                     results[number] = best
                 advance(len(numbers))
@@ -252,6 +248,22 @@ class Translator:
             self.model.train(was_training)
         _warn_of_unfinished(results)
         return results
+
+    @torch.inference_mode()
+    def _generate(
+        self, rows: Sequence[list[int]], lengths: tuple[float, int], return_scores: bool, options: Mapping[str, Any]
+    ) -> GeneratedBatch:
+        """One batch of source tokens, whatever thread this is."""
+        input_ids, attention_mask = self._pad(rows)
+        limits = length_limits(attention_mask, *lengths)
+        options = {**self.language_options, **options}
+        return generate_batch(
+            self.model, input_ids, attention_mask, limits=limits, return_scores=return_scores, **options
+        )
+
+    def _may_share(self, generation: Mapping[str, Any]) -> bool:
+        """Whether batches may run in threads: on a processor, and by our own search, which shares nothing."""
+        return self.model.device.type == "cpu" and is_search(self.model, {**self.language_options, **generation})
 
     def _encode(self, sentences: Sequence[str], first_line: int) -> dict[int, list[int]]:
         """Tokens of the sentences that aren't blank, by position in the list."""

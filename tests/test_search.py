@@ -134,9 +134,9 @@ def test_the_cache_is_written_and_not_copied() -> None:
 
 
 def test_other_models_and_kernels_are_left_to_generate(tiny_model: Build) -> None:
-    assert not generation._is_search(build("marian"), {})
-    assert generation._is_search(tiny_model(), {})
-    assert not generation._is_search(tiny_model(), {"forced_bos_token_id": 7})
+    assert not generation.is_search(build("marian"), {})
+    assert generation.is_search(tiny_model(), {})
+    assert not generation.is_search(tiny_model(), {"forced_bos_token_id": 7})
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
-    assert not generation._is_search(model, {})
+    assert not generation.is_search(model, {})

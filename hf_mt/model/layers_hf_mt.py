@@ -39,11 +39,9 @@ def eager_attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain operations: (B, H, Q, E), twice (B, H, K, E) to (B, Q, H, E) and weights (B, H, Q, K)."""
-    scores = query @ key.transpose(2, 3) * scaling  # (B, H, Q, K)
-    if position_bias is not None:
-        scores = scores + position_bias
-    if attention_mask is not None:
-        scores = scores + attention_mask
+    scores = query @ key.transpose(2, 3)  # (B, H, Q, K)
+    added = [bias for bias in (position_bias, attention_mask) if bias is not None]
+    scores = torch.add(sum(added[1:], added[0]), scores, alpha=scaling) if added else scores * scaling
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights

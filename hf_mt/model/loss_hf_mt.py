@@ -60,7 +60,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             gradient = probabilities.scatter_add_(-1, index, torch.full_like(right, smoothing - 1)).to(hidden.dtype)
             torch.mm(gradient, weight, out=grad_hidden[start : start + rows_in_slice])
-            grad_weight += gradient.T @ states
+            if states.dtype == torch.float32:
+                grad_weight.addmm_(gradient.T, states)  # with no product of this size beside the sum
+            else:
+                grad_weight += gradient.T @ states
         if grad_hidden is not None and grad_weight is not None:  # the mean's share, which is the same for every row
             grad_hidden -= smoothing * mean_weight.to(hidden.dtype)
             grad_weight -= smoothing / vocab_size * hidden.float().sum(0)

@@ -245,7 +245,7 @@ class RotaryPositionEncoding(PositionEncoding):
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> tuple[Tensor, Tensor]:
         even = torch.arange(0, self.rotary_dim, 2, device=q_positions.device, dtype=torch.float32)
         frequencies, magnitude = self.scaling(even / self.rotary_dim, self.parameters_of_rope)
-        angles = (q_positions[:, None] * frequencies).repeat(1, 2)  # (Q, rotary_dim)
+        angles = q_positions[:, None] * frequencies  # (Q, rotary_dim / 2)
         return angles.cos() * magnitude, angles.sin() * magnitude
 
     def rotate(self, q: Tensor, k: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -255,7 +255,7 @@ class RotaryPositionEncoding(PositionEncoding):
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turned, still = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
         first, second = turned.chunk(2, dim=-1)
-        turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
