@@ -64,3 +64,11 @@ def tiny_model(tiny_config: "Callable[..., HfMtConfig]") -> "Callable[..., HfMtF
         return model
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on which tests ran before it."""
+    import torch
+
+    torch.manual_seed(0)

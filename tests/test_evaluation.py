@@ -16,6 +16,7 @@ from typing import Any
 import evaluate
 import pytest
 import sacrebleu
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import MODELS, SENTENCES, word_tokenizer
@@ -212,6 +213,7 @@ def test_table_of_sentences_can_be_read_back(texts: list[str], tmp_path_factory:
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the configuration of its run, and test data of 5 pairs in another folder."""
     folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(1)
     MODELS["rope"][-1]().double().save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     data = tmp_path_factory.mktemp("data")

@@ -252,6 +252,7 @@ def test_counts_below_one_are_refused(
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(1)
     MODELS["rope"][-1]().double().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
