@@ -33,6 +33,7 @@ from .dropout_hf_mt import Dropout
 from .layers_hf_mt import NORMS, HfMtCrossAttention, HfMtDecoderLayer, HfMtEncoderLayer, HfMtSelfAttention
 from .loss_hf_mt import IGNORE_INDEX, linear_cross_entropy
 from .position_encodings import POSITION_ENCODINGS, PositionEncoding
+from .r_drop_hf_mt import linear_r_drop
 
 
 class HfMtPreTrainedModel(PreTrainedModel):
@@ -387,30 +388,36 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            use_cache=use_cache if labels is None else False,
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "encoder_outputs": encoder_outputs,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "decoder_inputs_embeds": decoder_inputs_embeds,
+            "use_cache": use_cache if labels is None else False,
             **kwargs,
-        )
-        losses = {} if labels is None else self.losses(outputs.last_hidden_state, labels, num_items_in_batch)
+        }
+        outputs = self.model(**inputs)
+        losses = {} if labels is None else self.losses(outputs.last_hidden_state, labels, num_items_in_batch, inputs)
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         logits = None if skip_logits else self.lm_head(outputs.last_hidden_state)
         kept = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return HfMtOutput(logits=logits, **losses, **kept)
 
-    def losses(self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None) -> dict[str, Tensor]:
-        """The part of `HfMtOutput` that labels (B, T) add, from decoder states (B, T, D)."""
-        sums = linear_cross_entropy(
-            hidden_states, self.lm_head.weight, labels, label_smoothing=self.config.label_smoothing
-        )
+    def losses(
+        self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None, inputs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The part of `HfMtOutput` that labels (B, T) add, from decoder states (B, T, D) and their inputs."""
+        weight, smoothing = self.lm_head.weight, self.config.label_smoothing
+        if self.training and self.config.r_drop:
+            twice = torch.stack((hidden_states, self.model(**inputs).last_hidden_state))  # (2, B, T, D)
+            sums = linear_r_drop(twice, weight, labels, alpha=self.config.r_drop, label_smoothing=smoothing)
+        else:
+            sums = linear_cross_entropy(hidden_states, weight, labels, label_smoothing=smoothing)
         loss = sums.loss / (sums.num_tokens.clamp(min=1) if num_items is None else num_items)
         return sums._asdict() | {"loss": loss}
 

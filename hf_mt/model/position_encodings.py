@@ -253,10 +253,33 @@ class RotaryPositionEncoding(PositionEncoding):
         return self._rotate(q, cos, sin), self._rotate(k, cos, sin)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.rotary_dim == self.head_dim:
+            return _Rotation.apply(x, cos, sin)
         turned, still = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
-        first, second = turned.chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
+        return torch.cat((_Rotation.apply(turned, cos, sin), still), dim=-1)
+
+
+class _Rotation(torch.autograd.Function):
+    """Turns pairs of dimensions; the gradient of a rotation is the rotation back, which needs nothing of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, H, Q, E) with the halves of the last dimension as pairs, turned by angles (Q, E / 2)."""
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), result.chunk(2, dim=-1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+    return result
 
 
 def _default_frequencies(exponents: Tensor, rope: dict[str, Any]) -> tuple[Tensor, float]:

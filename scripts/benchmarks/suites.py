@@ -1,0 +1,109 @@
+"""The four suites: training, decoding, cost by length, and the peak of the machine; interleaved, repeated, resumable.
+
+What was measured is kept in `results.json` after each program, so that a run that was cut off goes on where it was.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import DECODING, ENCODINGS, SIZES, TRAINING, measure
+from hf_mt.text_files import write_whole
+
+
+LENGTHS = (32, 64, 128, 256, 512, 1024)
+BEAMS = (5, 1)
+
+
+class Results:
+    """Measurements by suite, size and system: lists, one entry for each repetition."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+
+    def of(self, **wanted: Any) -> list[dict[str, Any]]:
+        return [row for row in self.rows if all(row[key] == value for key, value in wanted.items())]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+        write_whole(self.path, json.dumps(self.rows, indent=1) + "\n")
+
+
+def measure_all(
+    results: Results, plan: Sequence[tuple[dict[str, Any], str, dict[str, Any]]], repeats: int
+) -> Iterator[str]:
+    """Takes turns: every entry once, then every entry again. Yields a line for each program that ran.
+
+    Args:
+        results: Where measurements are kept, and looked for before anything is measured.
+        plan: What a measurement is called (`suite`, `size`, `system`, ...), its program and its job.
+        repeats: Measurements of each entry.
+    """
+    for turn in range(repeats):
+        for name, program, job in plan:
+            if len(results.of(**name)) > turn:
+                continue
+            folder = results.path.parent / "-".join(str(value).replace(" ", "_") for value in name.values())
+            found = measure(program, name["system"], job, folder)
+            results.add({**name, **found})
+            shown = {key: value for key, value in found.items() if isinstance(value, float)}
+            words = "  ".join(f"{key} {value:,.4g}" for key, value in list(shown.items())[:3])
+            yield f"{turn + 1}/{repeats}  {'  '.join(map(str, name.values()))}:  {words}"
+
+
+def training_plan(
+    text: Mapping[str, Any], job: Mapping[str, Any], sizes: Sequence[str], systems: Sequence[str]
+) -> list:
+    """Training of each system at each size; sentences for those that don't count tokens."""
+    sentences = round(job["tokens_per_batch"] / max(text["mean_source_tokens"], text["mean_target_tokens"]))
+    return [
+        (
+            {"suite": "training", "size": size, "system": system},
+            TRAINING[system],
+            {**text, **job, "size": SIZES[size], "sentences_per_batch": sentences, "warmup_steps": 3},
+        )
+        for size in sizes
+        for system in systems
+    ]
+
+
+def peak_plan(results: Results, job: Mapping[str, Any], sizes: Sequence[str]) -> list:
+    """The products of a step as our training takes it."""
+    plan = []
+    for size in sizes:
+        for row in results.of(suite="training", size=size, system="hf_mt rope")[:1]:
+            tokens = {f"{side}_tokens": round(row[f"{side}_tokens_per_second"] * row["seconds"] / row["steps"])
+                      for side in ("source", "target")}  # fmt: skip
+            name = {"suite": "peak", "size": size, "system": "matrix products"}
+            plan.append((name, "matmul_peak.py", {**job, **tokens, "size": SIZES[size]}))
+    return plan
+
+
+def decoding_plan(text: Mapping[str, Any], job: Mapping[str, Any], opennmt_model: Path) -> list:
+    """Decoding by each system with 5 beams and greedily; CTranslate2 takes the model that OpenNMT-py saved."""
+    given = {"size": SIZES["tiny"], "batch_size": 64, "sentences": 1024, "length": 15}
+    return [
+        (
+            {"suite": "decoding", "num_beams": beams, "system": system},
+            program,
+            {**text, **job, **given, "num_beams": beams, "opennmt_model": str(opennmt_model)},
+        )
+        for beams in BEAMS
+        for system, program in DECODING.items()
+        if system != "CTranslate2" or opennmt_model.is_file()
+    ]
+
+
+def length_plan(job: Mapping[str, Any]) -> list:
+    """A training step of each encoding at each length."""
+    return [
+        (
+            {"suite": "length", "length": length, "system": f"hf_mt {encoding}"},
+            "length_cost.py",
+            {**job, "size": SIZES["tiny"], "length": length, "tokens": 4096, "repeats": 3},
+        )
+        for length in LENGTHS
+        for encoding in ENCODINGS
+    ]

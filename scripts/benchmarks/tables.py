@@ -1,0 +1,138 @@
+"""Medians, ratios, a Markdown table for each suite and a picture of all."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.suites import BEAMS, LENGTHS, Results
+from hf_mt.hardware import machine
+from hf_mt.markdown import table
+from hf_mt.text_files import unfinished
+
+
+REFERENCE = "hf_mt rope"
+COLOURS = ("#2563c9", "#c2660a", "#0f8a6a", "#8b5cf6", "#c81e3a", "#1f2733", "#8b95a7")
+
+
+def median_of(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return median(row[key] for row in rows)
+
+
+def _systems(results: Results, **wanted: Any) -> list[str]:
+    return list(dict.fromkeys(row["system"] for row in results.of(**wanted)))
+
+
+def report(results: Results) -> str:
+    """All tables in Markdown, with machine and versions below."""
+    packages = ("torch", "transformers", "accelerate")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    parts = [*map(training_table(results), _sizes(results)), decoding_table(results), length_table(results)]
+    return "\n\n".join([*filter(None, parts), f"{machine()}; {versions}; medians of repeated, interleaved runs."])
+
+
+def _sizes(results: Results) -> list[str]:
+    return list(dict.fromkeys(row["size"] for row in results.of(suite="training")))
+
+
+def training_table(results: Results) -> Callable[[str], str]:
+    def of(size: str) -> str:
+        rows = []
+        peaks = results.of(suite="peak", size=size)
+        reference = results.of(suite="training", size=size, system=REFERENCE)
+        for system in _systems(results, suite="training", size=size):
+            found = results.of(suite="training", size=size, system=system)
+            speed = median_of(found, "target_tokens_per_second")
+            row: list[Any] = [system, f"{speed:,.0f}"]
+            row.append(f"{median_of(reference, 'target_tokens_per_second') / speed:.2f}" if reference else "")
+            row += [f"{100 * median_of(found, f'{side}_padding'):.1f} %" for side in ("source", "target")]
+            row += [f"{median_of(found, 'peak_mib'):,.0f}", _share_of_peak(system, speed, peaks), len(found)]
+            rows.append(row)
+        header = ("Training", "target tokens/s", f"{REFERENCE} is faster by", "source padding", "target padding")
+        return f"**{size}**\n\n" + table((*header, "peak MiB", "of the peak", "runs"), rows)
+
+    return of
+
+
+def _share_of_peak(system: str, speed: float, peaks: Sequence[dict[str, Any]]) -> str:
+    """Arithmetic of our step, a second, over what products of these shapes reach alone, and over square ones."""
+    if not peaks or not system.startswith("hf_mt"):
+        return ""
+    done = speed * median_of(peaks, "gflop_per_target_token")
+    shapes, square = (100 * done / median_of(peaks, key) for key in ("shapes_gflops", "square_gflops"))
+    return f"{shapes:.0f} % ({square:.0f} % of square)"
+
+
+def decoding_table(results: Results) -> str:
+    rows = []
+    for beams in BEAMS:
+        ours = results.of(suite="decoding", num_beams=beams, system="hf_mt")
+        for system in _systems(results, suite="decoding", num_beams=beams):
+            found = results.of(suite="decoding", num_beams=beams, system=system)
+            speed = median_of(found, "sentences_per_second")
+            ratio = median_of(ours, "sentences_per_second") / speed if ours else 0
+            rows.append([system, beams, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
+    return table(("Decoding", "beams", "sentences/s", "hf_mt is faster by", "runs"), rows) if rows else ""
+
+
+def length_table(results: Results) -> str:
+    rows = []
+    for system in _systems(results, suite="length"):
+        cells = [results.of(suite="length", system=system, length=length) for length in LENGTHS]
+        rows.append([system, *(f"{median_of(cell, 'microseconds_per_token'):.0f}" if cell else "" for cell in cells)])
+    header = ("Microseconds a token, by length", *map(str, LENGTHS))
+    return table(header, rows) if rows else ""
+
+
+def plot(results: Results, path: Path) -> Path:
+    """Speed of training, and time and memory by length for each encoding."""
+    figure = Figure(figsize=(15, 5.2), dpi=140, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    bars, time, memory = figure.subplots(1, 3)
+    _draw_bars(bars, results)
+    _draw_lengths(time, results, "microseconds_per_token", "Time by length", "microseconds a token")
+    _draw_lengths(memory, results, "step_mib", "Memory by length", "MiB of a step of 4,096 tokens")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def _draw_bars(axes: Axes, results: Results) -> None:
+    systems = _systems(results, suite="training", size="tiny")
+    speeds = [
+        median_of(results.of(suite="training", size="tiny", system=system), "target_tokens_per_second")
+        for system in systems
+    ]
+    pairs = sorted(zip(speeds, systems, strict=True))
+    colours = [COLOURS[0] if system.startswith("hf_mt") else COLOURS[-1] for _, system in pairs]
+    drawn = axes.barh([system for _, system in pairs], [speed for speed, _ in pairs], color=colours)
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=4, fontsize=9)
+    axes.set_title("Training, tiny: target tokens a second", loc="left", fontweight="bold", fontsize=12)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.margins(x=0.12)
+    axes.set_xticks([])
+
+
+def _draw_lengths(axes: Axes, results: Results, key: str, title: str, unit: str) -> None:
+    for system, colour in zip(_systems(results, suite="length"), COLOURS, strict=False):
+        cells = {length: results.of(suite="length", system=system, length=length) for length in LENGTHS}
+        points = [(length, median_of(rows, key)) for length, rows in cells.items() if rows]
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=system.removeprefix("hf_mt "), markersize=4)
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=12)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("tokens a sentence")
+    axes.set_ylabel(unit)
+    axes.grid(color="#e4e8ef")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_lines():
+        axes.legend(frameon=False, fontsize=9)
