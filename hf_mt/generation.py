@@ -175,7 +175,7 @@ def is_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
     return (
         isinstance(model, HfMtForConditionalGeneration)
         and model.config._attn_implementation in SEARCH_KERNELS
-        and generation.keys() <= set(BEAM_OPTIONS)
+        and generation.keys() <= {"num_beams", *BEAM_OPTIONS}
         and settings <= KNOWN_SETTINGS
         and "never" not in (generation.get("early_stopping"), model.generation_config.early_stopping)
     )

@@ -136,6 +136,7 @@ def test_the_cache_is_written_and_not_copied() -> None:
 def test_other_models_and_kernels_are_left_to_generate(tiny_model: Build) -> None:
     assert not generation.is_search(build("marian"), {})
     assert generation.is_search(tiny_model(), {})
+    assert generation.is_search(tiny_model(), {"num_beams": 5, "length_penalty": 0.8, "early_stopping": True})
     assert not generation.is_search(tiny_model(), {"forced_bos_token_id": 7})
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
