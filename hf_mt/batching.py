@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_mt.arguments import InputError
 
 
-TILT_JITTER = 0.05  # of the length: how far equally long pairs may leave the order by which side is longer
+TILT_JITTER = 0.02  # of the length: how far equally long pairs may leave the order by which side is longer
 
 
 class TokenBatchSampler(Sampler):

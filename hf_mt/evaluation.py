@@ -102,6 +102,16 @@ def corpus_scores(
     return scores
 
 
+def scores_of_tokenized(hypotheses: Sequence[str], references: References) -> dict[str, float | str]:
+    """`corpus_scores`, and `bleu_lc_tok`: BLEU of lower-cased tokens as they stand, which papers on such text report.
+
+    Raises:
+        InputError: As `corpus_scores`.
+    """
+    tokens = corpus_scores(hypotheses, references, lowercase=True, tokenize="none", metrics=("bleu",))
+    return {**corpus_scores(hypotheses, references), **{k: v for k, v in tokens.items() if "bleu" in k}}
+
+
 def _reference_sets(hypotheses: Sequence[str], references: References) -> list[list[str | None]]:
     """References as sacrebleu takes them: sets of one reference a sentence, None where a sentence has fewer."""
     if isinstance(hypotheses, str) or isinstance(references, str):

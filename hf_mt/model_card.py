@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 MARKER = "Written by hf_mt from the files of the run; delete this line to keep changes of your own."
 METRICS = {
     "bleu": "BLEU",
+    "bleu_lc_tok": "BLEU of lower-cased tokens",
     "chrf": "chrF",
     "ter": "TER",
     "loss": "Negative log-likelihood, nats per target token",
@@ -40,6 +41,7 @@ METRICS = {
     "empty_hypotheses": "Empty outputs",
     "cut_off": "Share of outputs cut at their length limit",
 }
+HEADLINES = ("bleu", "bleu_lc_tok", "chrf")
 LOG_COLUMNS = {
     "loss": "Training loss",
     "eval_loss": "Development loss",
@@ -144,12 +146,12 @@ def _eval_results(run: Run) -> list[EvalResult]:
             dataset_config=run.settings.get("dataset_config_name"),
             dataset_revision=run.settings.get("dataset_revision"),
             dataset_split="test",
-            metric_type=metric,
+            metric_type=metric.removesuffix("_lc_tok"),
             metric_name=METRICS[metric],
             metric_value=round(run.results[f"test_{metric}"], 2),
             metric_args={"signature": run.results[f"test_{metric}_signature"]},
         )
-        for metric in ("bleu", "chrf")
+        for metric in HEADLINES
         if f"test_{metric}" in run.results and f"test_{metric}_signature" in run.results
     ]
 
@@ -181,10 +183,8 @@ def _summary(run: Run) -> str:
     words += f" with `{inert(encoding)}` position encoding" if encoding else ""
     base = hub_name("model_name_or_path", run.settings.get("model_name_or_path"))
     words += f", fine-tuned from [{inert(base)}](https://huggingface.co/{base})" if base else ""
-    scores = [
-        f"{METRICS[key]} {run.results[f'test_{key}']:.1f}" for key in ("bleu", "chrf") if f"test_{key}" in run.results
-    ]
-    return words + (f". On its test set it reaches **{' and '.join(scores)}**." if scores else ".")
+    scores = [f"{METRICS[key]} {run.results[f'test_{key}']:.1f}" for key in HEADLINES if f"test_{key}" in run.results]
+    return words + (f". On its test set it reaches **{', '.join(scores)}**." if scores else ".")
 
 
 def _language(code: str) -> str:

@@ -12,6 +12,7 @@ transformers 5.23, which the tests compare with.
 Shapes: A sentences still searched, K beams, C = 2K candidates, t tokens so far, V vocabulary size, S source length.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ class BeamSearch:
         """Scores, beams that they continue, and tokens of the C best continuations, each (A, C), best first."""
         log_probs = self._next_logits().float().log_softmax(-1)  # (A, K, V)
         width = min(self.candidates, log_probs.shape[-1])
-        best, tokens = log_probs.topk(width)  # (A, K, C)
+        best, tokens = largest(log_probs, width)  # (A, K, C)
         log_probs = best + self.scores[:, :, None]
         scores, places = log_probs.flatten(1).topk(self.candidates)
         return scores, places // width, tokens.flatten(1).gather(1, places)
@@ -203,6 +204,20 @@ class BeamSearch:
             setattr(self, name, getattr(self, name)[left])
         for cache in (self.cache.self_attention_cache, self.cache.cross_attention_cache):
             cache.batch_select_indices(left)
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(count)` of a long last dimension: the largest lie in the columns that have the largest maxima."""
+    size = values.shape[-1]
+    height = max(1, math.isqrt(size // count))
+    width = size // height  # columns, at least `count`
+    maxima = values[..., : height * width].unflatten(-1, (height, width)).amax(-2)  # (..., width)
+    steps = width * torch.arange(height, device=values.device)
+    places = (maxima.topk(count).indices[..., None] + steps).flatten(-2)  # (..., count * height)
+    rest = torch.arange(height * width, size, device=values.device).expand(*places.shape[:-1], -1)
+    places = torch.cat((places, rest), dim=-1)
+    best, order = values.gather(-1, places).topk(count)
+    return best, places.gather(-1, order)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,6 +36,7 @@ from hf_mt.generation import generate_batch, is_search, length_limits
 from hf_mt.hardware import side_by_side
 from hf_mt.losses import loss_sums
 from hf_mt.model.loss_hf_mt import LossSums
+from hf_mt.optimizer import muon_for
 from hf_mt.progress import Meter, ProgressLines
 
 
@@ -145,7 +146,13 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Test data is never dropped, so that its longest sentence gets a batch of its own if need be."""
         return max(self.args.eval_tokens_per_batch, int(pair_lengths(dataset).max()))
 
-    # ---- loss
+    # ---- optimizer and loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, or what `optim` names; with `muon` its own for the matrices of the layers."""
+        if self.args.muon and self.optimizer is None:
+            self.optimizer = muon_for(self.model, self.args, self.get_decay_parameter_names(self.model))
+        return super().create_optimizer(model)
 
     def compute_loss(
         self,

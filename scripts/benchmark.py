@@ -19,7 +19,7 @@ from hf_mt.hardware import available_cores
 from hf_mt.text_files import write_whole
 
 
-SUITES = ("training", "decoding", "length")
+SUITES = ("training", "profile", "decoding", "length")
 
 
 def parse() -> argparse.Namespace:
@@ -48,6 +48,7 @@ def main() -> None:
     plans = {
         "training": lambda: suites.training_plan(text, job, args.sizes, args.systems),
         "peak": lambda: suites.peak_plan(results, job, args.sizes),
+        "profile": lambda: suites.profile_plan(text, job, args.sizes),
         "decoding": lambda: suites.decoding_plan(text, job, opennmt),
         "length": lambda: suites.length_plan(job),
     }

@@ -12,7 +12,7 @@ from hf_mt.arguments import parse_experiment, run_script
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, format_table, prepare_data
 from hf_mt.dry_run import dry_run
-from hf_mt.evaluation import corpus_scores
+from hf_mt.evaluation import corpus_scores, scores_of_tokenized
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
 from hf_mt.models import check_architecture, load_or_build_model
@@ -47,7 +47,7 @@ def main() -> None:
         tokenizer,
         train_dataset=data.train,
         eval_dataset=sets["validation"],
-        score=corpus_scores,
+        score=scores_of_tokenized if args.tokenized_scores else corpus_scores,
         label_smoothing=experiment.architecture.get("label_smoothing", 0.0),
         publish=publish,
     )

@@ -21,7 +21,7 @@ STAGES = {
     "data": {"batching", "data"},
     "model": {"model"},
     "translation": {"hardware", "search", "generation", "translation"},
-    "training": {"models", "losses", "averaging", "progress", "training", "dry_run", "results"},
+    "training": {"models", "losses", "optimizer", "averaging", "progress", "training", "dry_run", "results"},
     "evaluation": {"evaluation"},
     "reporting": {"markdown", "reporting"},
     "hub": {"run_record", "model_card", "hub", "summary"},

@@ -81,6 +81,9 @@ def results(tmp_path: Path) -> suites.Results:
     for length in suites.LENGTHS:
         row = {"suite": "length", "length": length, "system": "hf_mt rope", "step_mib": 1.0 * length}
         found.add({**row, "microseconds_per_token": 2.0 * length})
+    for products in (60.0, 80.0):
+        shares = {"products": products, "between operations": 100 - products}
+        found.add({"suite": "profile", "size": "tiny", "system": "hf_mt rope", "shares": shares})
     return found
 
 
@@ -89,6 +92,7 @@ def test_tables_have_medians_and_ratios(tmp_path: Path) -> None:
     assert "| hf_mt rope | 200 | 1.00 | 1.0 % | 30.0 % | 900 | 80 % (50 % of square) | 3 |" in text
     assert "| Other | 50 | 4.00 |" in text and "9,000" not in text
     assert "| Marian, generate | 5 | 20 | 1.50 | 1 |" in text
+    assert "| products | 70.0 % |" in text and "| between operations | 30.0 % |" in text
     assert "| hf_mt rope | 64 | 128 | 256 | 512 | 1024 | 2048 |" in text
     assert "torch 2" in text
 
@@ -125,6 +129,14 @@ def test_a_program_trains_and_tells_what_it_saw(system: str, text: dict[str, Any
     found = jobs.measure(jobs.TRAINING[system], system, {**job, "warmup_steps": 1}, tmp_path)
     assert found["steps"] > 1 and found["target_tokens_per_second"] > 100
     assert 0 <= found["target_padding"] < 0.6 and found["parameters"] > 6000 * 16
+
+
+def test_the_profile_tells_where_all_the_time_went(text: dict[str, Any], tmp_path: Path) -> None:
+    job = {**text, "size": SIZE, "threads": 1, "tokens_per_batch": 400, "warmup_steps": 1}
+    shares = jobs.measure("profile_step.py", "hf_mt rope", job, tmp_path)["shares"]
+    assert sum(shares.values()) == pytest.approx(100) and min(shares.values()) > 0
+    assert {"products of attention", "dropout and residual sums", "norms", "optimizer"} <= shares.keys()
+    assert shares["other operations"] < 40
 
 
 def test_a_program_that_fails_says_why(text: dict[str, Any], tmp_path: Path) -> None:

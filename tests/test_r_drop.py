@@ -40,7 +40,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 1000])
-@pytest.mark.parametrize(("alpha", "smoothing"), [(5.0, 0.1), (0.5, 0.0), (0.0, 0.1)])
+@pytest.mark.parametrize(("alpha", "smoothing"), [(5.0, 0.1), (0.5, 0.0), (0.02, 0.1)])
 def test_value_and_gradient_are_those_of_the_formula(
     case: tuple[Tensor, Tensor], alpha: float, smoothing: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

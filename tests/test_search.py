@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_mt import HfMtConfig, generation, search
 from hf_mt.generation import generate_batch, length_limits
 from hf_mt.model import POSITION_ENCODINGS, HfMtForConditionalGeneration
+from hf_mt.search import largest
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -141,3 +142,12 @@ def test_other_models_and_kernels_are_left_to_generate(tiny_model: Build) -> Non
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
     assert not generation.is_search(model, {})
+
+
+@pytest.mark.parametrize(("size", "count"), [(6000, 10), (40, 10), (11, 10), (7, 1), (3, 3), (50, 2)])
+def test_the_largest_are_found_by_columns(size: int, count: int) -> None:
+    values = torch.randn(4, 3, size, generator=torch.Generator().manual_seed(size))
+    best, places = largest(values, count)
+    expected = values.topk(count)
+    assert torch.equal(best, expected.values) and torch.equal(places, expected.indices)
+    assert not torch.equal(places, (-values).topk(count).indices)

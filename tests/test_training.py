@@ -229,11 +229,11 @@ def test_no_development_set_is_refused_unless_none_is_needed(
 CHECKPOINTED = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("kept", [{}, {"ema_decay": 0.9}, {"muon": True}])
 def test_a_resumed_run_becomes_the_uninterrupted_one(
-    ema_decay: float, data: PreparedData, tokenizer: Any, tmp_path: Path
+    kept: dict[str, Any], data: PreparedData, tokenizer: Any, tmp_path: Path
 ) -> None:
-    settings = {**CHECKPOINTED, "ema_decay": ema_decay, "gradient_accumulation_steps": 2, "tokens_per_batch": 64}
+    settings = {**CHECKPOINTED, **kept, "gradient_accumulation_steps": 2, "tokens_per_batch": 64}
     whole = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "whole", max_steps=9, **settings))
     whole.train()
     checkpoint = str(tmp_path / "whole" / "checkpoint-6")

@@ -253,10 +253,10 @@ class RotaryPositionEncoding(PositionEncoding):
         return self._rotate(q, cos, sin), self._rotate(k, cos, sin)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turn = _Rotation.apply if torch.is_grad_enabled() else _turned  # the same; a step of decoding feels the former
         if self.rotary_dim == self.head_dim:
-            return _Rotation.apply(x, cos, sin)
-        turned, still = x[..., : self.rotary_dim], x[..., self.rotary_dim :]
-        return torch.cat((_Rotation.apply(turned, cos, sin), still), dim=-1)
+            return turn(x, cos, sin)
+        return torch.cat((turn(x[..., : self.rotary_dim], cos, sin), x[..., self.rotary_dim :]), dim=-1)
 
 
 class _Rotation(torch.autograd.Function):

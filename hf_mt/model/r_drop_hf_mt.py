@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .loss_hf_mt import IGNORE_INDEX, SLICE_ELEMENTS, LossSums
+from .loss_hf_mt import IGNORE_INDEX, SLICE_ELEMENTS, LossSums, _LinearCrossEntropy
 
 
-class _LinearRDrop(torch.autograd.Function):
+class _LinearRDrop(_LinearCrossEntropy):
     """Sums of the loss, of the unsmoothed cross entropy and of right guesses, the last two as means of both passes."""
 
     @staticmethod
@@ -27,41 +26,42 @@ class _LinearRDrop(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         vocab_size = weight.shape[0]
         rows_in_slice = max(1, SLICE_ELEMENTS // (2 * vocab_size))
+        mean_weight = weight.float().mean(0)  # (D,)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)  # (2, N, D)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # (V, D)
         for start in range(0, hidden.shape[1], rows_in_slice):
             rows = slice(start, start + rows_in_slice)
             states, index = hidden[:, rows], labels[rows, None].expand(2, -1, -1)  # (2, rows, D), (2, rows, 1)
-            log_probs = (states @ weight.T).float().log_softmax(-1)  # (2, rows, V)
+            scores = (states @ weight.T).float()  # (2, rows, V)
+            score = scores.gather(-1, index)
+            log_probs = torch.log_softmax(scores, -1, out=scores)
+            right, best = log_probs.gather(-1, index), log_probs.amax(-1, keepdim=True)
+            smoothed = right - smoothing * (score - states.float() @ mean_weight[:, None])
             probabilities = log_probs.exp()
-            right = log_probs.gather(-1, index)
-            ratio = log_probs[0] - log_probs[1]
-            apart = torch.stack((ratio, -ratio))  # of each pass over the other
-            divergence = (probabilities * apart).sum(-1, keepdim=True)  # (2, rows, 1)
-            smoothed = (1 - smoothing) * right + smoothing * log_probs.mean(-1, keepdim=True)
+            ratio = log_probs[0] - log_probs[1]  # (rows, V)
+            divergence = torch.stack([torch.linalg.vecdot(probabilities[own], ratio) for own in (0, 1)])[..., None]
+            divergence[1].neg_()  # (2, rows, 1): of each pass from the other
             sums[0] += alpha / 4 * divergence.sum() - smoothed.sum() / 2
             sums[1] -= right.sum() / 2
-            sums[2] += (right == log_probs.amax(-1, keepdim=True)).sum() / 2
-            # d KL(p1|p2) / d z1 = p1 (log p1/p2 - KL), and d KL(p2|p1) / d z1 = p1 - p2
-            gradient = probabilities * (apart - divergence) + probabilities - probabilities.flip(0)
-            gradient.mul_(alpha / 4).add_(probabilities, alpha=0.5).sub_(smoothing / (2 * vocab_size))
-            gradient.scatter_add_(-1, index, torch.full_like(right, (smoothing - 1) / 2))
-            gradient = gradient.to(hidden.dtype)
+            sums[2] += (right == best).sum() / 2
+            gradient = log_probs
+            for own, sign in ((0, 1), (1, -1)):
+                # d KL(p1|p2) / d z1 = p1 (log p1/p2 - KL), d KL(p2|p1) / d z1 = p1 - p2, and p1 / 2 of the entropy
+                factor = torch.add(1 + 2 / alpha - divergence[own], ratio, alpha=sign)
+                torch.addcmul(probabilities[1 - own], factor, probabilities[own], value=-1, out=gradient[own])
+            gradient.scatter_add_(-1, index, torch.full_like(right, 2 / alpha * (1 - smoothing)))
+            gradient = gradient.to(hidden.dtype)  # times -4 / alpha
             grad_hidden[:, rows] = gradient @ weight
-            grad_weight += gradient.flatten(0, 1).T @ states.flatten(0, 1)
+            for own in (0, 1):
+                grad_weight += gradient[own].T @ states[own]
+        grad_hidden.mul_(-alpha / 4).sub_(smoothing / 2 * mean_weight.to(hidden.dtype))
+        grad_weight.mul_(-alpha / 4).sub_(smoothing / (2 * vocab_size) * hidden.float().sum((0, 1)))
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         loss, nll, num_correct = sums.unbind()
         ctx.mark_non_differentiable(nll, num_correct)
         return loss, nll, num_correct
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
-        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight, None, None, None
 
 
 def linear_r_drop(
@@ -75,7 +75,7 @@ def linear_r_drop(
         hidden: (2, ..., D) states of the decoder in the two passes.
         weight: (V, D) output embeddings.
         labels: (...) token ids; rows labelled -100 are dropped first.
-        alpha: Weight of the disagreement; 5 in the paper's translation experiments.
+        alpha: Weight of the disagreement, above 0; 5 in the paper's translation experiments.
         label_smoothing: As in `linear_cross_entropy`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The four suites: training, decoding, cost by length, and the peak of the machine; interleaved, repeated, resumable.
+"""What to measure: training and the peak of the machine, its profile, decoding, cost by length; in turns, resumable.
 
 What was measured is kept in `results.json` after each program, so that a run that was cut off goes on where it was.
 """
@@ -93,6 +93,18 @@ def decoding_plan(text: Mapping[str, Any], job: Mapping[str, Any], opennmt_model
         for beams in BEAMS
         for system, program in DECODING.items()
         if system != "CTranslate2" or opennmt_model.is_file()
+    ]
+
+
+def profile_plan(text: Mapping[str, Any], job: Mapping[str, Any], sizes: Sequence[str]) -> list:
+    """Where the time of our step goes."""
+    return [
+        (
+            {"suite": "profile", "size": size, "system": "hf_mt rope"},
+            "profile_step.py",
+            {**text, **job, "size": SIZES[size], "warmup_steps": 3},
+        )
+        for size in sizes
     ]
 
 

@@ -32,7 +32,8 @@ def report(results: Results) -> str:
     """All tables in Markdown, with machine and versions below."""
     packages = ("torch", "transformers", "accelerate")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    parts = [*map(training_table(results), _sizes(results)), decoding_table(results), length_table(results)]
+    parts = [*map(training_table(results), _sizes(results)), profile_table(results)]
+    parts += [decoding_table(results), length_table(results)]
     return "\n\n".join([*filter(None, parts), f"{machine()}; {versions}; medians of repeated, interleaved runs."])
 
 
@@ -78,6 +79,17 @@ def decoding_table(results: Results) -> str:
             ratio = median_of(ours, "sentences_per_second") / speed if ours else 0
             rows.append([system, beams, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
     return table(("Decoding", "beams", "sentences/s", "hf_mt is faster by", "runs"), rows) if rows else ""
+
+
+def profile_table(results: Results) -> str:
+    """Shares of the time of a step; a column for each size."""
+    sizes = list(dict.fromkeys(row["size"] for row in results.of(suite="profile")))
+    shares = {size: [row["shares"] for row in results.of(suite="profile", size=size)] for size in sizes}
+    kinds = dict.fromkeys(kind for found in shares.values() for share in found for kind in share)
+    rows = [
+        [kind, *(f"{median(share.get(kind, 0) for share in shares[size]):.1f} %" for size in sizes)] for kind in kinds
+    ]
+    return table(("Time of a training step", *sizes), rows) if rows else ""
 
 
 def length_table(results: Results) -> str:

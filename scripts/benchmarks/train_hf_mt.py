@@ -43,8 +43,8 @@ class Count(TrainerCallback):
             control.should_training_stop = True
 
 
-def main() -> None:
-    job = read_job()
+def new_trainer(job: dict[str, Any], callback: TrainerCallback) -> TranslationTrainer:
+    """A trainer of `job` that neither evaluates nor saves, and trains until the callback stops it."""
     prepare_hardware(job["threads"])
     args = TranslationTrainingArguments(
         output_dir=job["folder"],
@@ -61,9 +61,14 @@ def main() -> None:
     empty = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=empty, pad_token="<pad>")
     pairs = Dataset.from_parquet(f"{job['text']}/ids.parquet")
+    return TranslationTrainer(build(job), args, tokenizer, train_dataset=pairs, callbacks=[callback])
+
+
+def main() -> None:
+    job = read_job()
     meter = Meter(job)
     count = Count(meter)
-    trainer = count.trainer = TranslationTrainer(build(job), args, tokenizer, train_dataset=pairs, callbacks=[count])
+    trainer = count.trainer = new_trainer(job, count)
     trainer.train()
     meter.write(parameters=trainer.model.num_parameters())
 

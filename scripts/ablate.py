@@ -1,0 +1,128 @@
+"""Trains one recipe several times, something changed each time, and compares the scores on the development set.
+
+    python scripts/ablate.py configs/ablations/multi30k.yaml --train_file data/train --validation_file data/val
+
+The file names the recipe, settings that all runs share, and what is different in each run; options are for all runs
+too. Runs take turns, so that their minutes can be compared; finished ones are kept, and the same command goes on.
+Nothing is tested, so that no choice is made on a test set.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_mt.arguments import InputError, parse_experiment, run_script
+from hf_mt.markdown import table
+from hf_mt.settings import read_yaml
+from hf_mt.text_files import write_whole
+
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
+TRAIN = Path(__file__).parent / "train.py"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A recipe, what all runs change in it, and what each run changes in that, as options of a command line."""
+
+    recipe: str
+    common: tuple[str, ...]
+    runs: dict[str, tuple[str, ...]]
+
+
+def read_ablation(path: Path, options: list[str]) -> Ablation:
+    """The file's settings, each run's checked as a whole.
+
+    Raises:
+        InputError: The file has other keys than recipe, common and runs, or a run is no valid experiment.
+    """
+    settings = {key: setting.raw for key, setting in read_yaml(path).items()}
+    if settings.keys() - {"common"} != {"recipe", "runs"} or not isinstance(settings["runs"], dict):
+        raise InputError(f"{path}: found {', '.join(settings)}; wanted recipe, common and runs (a name and settings)")
+    common = (*_as_options(path, settings.get("common", {})), *options)
+    runs = {name: tuple(_as_options(path, changes)) for name, changes in settings["runs"].items()}
+    ablation = Ablation(str(settings["recipe"]), common, runs)
+    for name in runs:
+        parse_experiment([ablation.recipe, *_merged(ablation, name)])
+    return ablation
+
+
+def _as_options(path: Path, changes: Any) -> Iterator[str]:
+    if not isinstance(changes, Mapping):
+        raise InputError(f"{path}: found {changes!r} where settings are wanted, as {{key: value}}")
+    for key, value in changes.items():
+        yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _merged(ablation: Ablation, name: str) -> list[str]:
+    """Options of a run: what it changes itself comes last, and once."""
+    return list({option.partition("=")[0]: option for option in (*ablation.common, *ablation.runs[name])}.values())
+
+
+def train(ablation: Ablation, name: str, folder: Path, launcher: str) -> dict[str, Any]:
+    """Results of one run, trained now unless it is finished.
+
+    Raises:
+        InputError: Training failed; its output is in the log that the message names.
+    """
+    log = folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    options = [*_merged(ablation, name), f"--output_dir={folder}", f"--run_name={folder.name}"]
+    with log.open("ab") as output:
+        command = [sys.executable, *LAUNCH, launcher, TRAIN, ablation.recipe, *options]
+        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    results = folder / "all_results.json"
+    if not results.is_file():
+        raise InputError(f"{name!r} did not finish; see {log}")
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
+def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each run: what it changed, its scores and their difference to the first run's, and its cost."""
+    first = next(iter(results.values()))
+    rows = []
+    for name, found in results.items():
+        changes = " ".join(ablation.runs[name]) or "nothing"
+        gain = f"{found['eval_bleu'] - first['eval_bleu']:+.2f}"
+        cost = f"{found['train_minutes']:.1f}", f"{found['epoch']:.1f}"
+        rows.append((name, changes, f"{found['eval_bleu']:.2f}", gain, f"{found['eval_loss']:.3f}", *cost))
+    header = ("Run", "changes", "development BLEU", "to the first", "development loss", "minutes", "epochs")
+    facts = {key: first.get(key) for key in ("eval_bleu_signature", "seed", "machine")}
+    return f"{table(header, rows)}\n\nIn all runs: `{ablation.recipe} {' '.join(ablation.common)}`.\n{facts}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser.add_argument("ablation", type=Path, help="a .yaml file such as configs/ablations/multi30k.yaml")
+    parser.add_argument("--output_dir", type=Path, help="runs/ablation/NAME by default")
+    parser.add_argument("--launcher", default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch")
+    args, options = parser.parse_known_args()
+    ablation = read_ablation(args.ablation, _joined(options))
+    folder = args.output_dir or Path("runs/ablation") / args.ablation.stem
+    results: dict[str, Any] = {}
+    for name in ablation.runs:
+        results[name] = train(ablation, name, folder / re.sub(r"[^\w.=+-]+", "_", name), args.launcher)
+        print(f"{name}: development BLEU {results[name]['eval_bleu']:.2f}", flush=True)
+        write_whole(folder / "ablation.md", report(ablation, results))
+    print(f"\n{report(ablation, results)}\nwritten to {folder / 'ablation.md'}")
+
+
+def _joined(words: list[str]) -> list[str]:
+    """`--key value` as `--key=value`."""
+    joined: list[str] = []
+    for word in words:
+        if word.startswith("--") or not joined or "=" in joined[-1]:
+            joined.append(word)
+        else:
+            joined[-1] += f"={word}"
+    return joined
+
+
+if __name__ == "__main__":
+    run_script(main)
