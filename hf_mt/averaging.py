@@ -11,11 +11,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.trainer_callback import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_mt.arguments import InputError
@@ -91,6 +93,16 @@ class MovingAverage:
             weight.copy_(saved[name])
         with safe_open(path, framework="pt") as file:
             self.steps = int(file.metadata()["steps"])
+
+
+class UpdateAverage(TrainerCallback):
+    """Takes every step's weights into the moving average."""
+
+    def __init__(self, average: MovingAverage):
+        self.average = average
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.average.update()
 
 
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:

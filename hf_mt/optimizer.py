@@ -11,7 +11,7 @@ processors, and one matrix at a time.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Muon(Optimizer):
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step. The gradients of some parameters may be missing; these stay as they are."""
         loss = None
         if closure is not None:

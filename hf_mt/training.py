@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
-from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, average_checkpoints
+from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import PreparedData, pair_lengths
 from hf_mt.generation import generate_batch, is_search, length_limits
@@ -61,6 +61,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         callbacks: In addition to those that the arguments ask for.
     """
 
+    optimizer: torch.optim.Optimizer | None
     loss_is_scaled_for_ga = True  # by `compute_loss`, over the whole step
 
     def __init__(
@@ -108,7 +109,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if self.average is not None:
-            self.add_callback(_UpdateAverage(self.average))
+            self.add_callback(UpdateAverage(self.average))
 
     # ---- batches
 
@@ -356,16 +357,6 @@ class TranslationTrainer(Seq2SeqTrainer):
     def _publish(self, folder: Path) -> None:
         if self.publish is not None and self.is_world_process_zero():
             self.publish(folder)
-
-
-class _UpdateAverage(TrainerCallback):
-    """Takes every step's weights into the moving average."""
-
-    def __init__(self, average: MovingAverage):
-        self.average = average
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.average.update()
 
 
 def with_texts(data: PreparedData, split: str) -> Dataset | None:

@@ -20,6 +20,7 @@ from hf_mt.tokenization import get_tokenizer
 
 
 HERE = Path(__file__).parent
+SPACE = "\u2581"
 LAYERS = {"encoder_layers": 4, "decoder_layers": 4}
 TINY = {**LAYERS, "d_model": 128, "ffn_dim": 256, "heads": 4, "dropout": 0.3}
 SIZES: dict[str, dict[str, Any]] = {
@@ -62,18 +63,18 @@ def prepare_text(folder: Path, train_file: str, source_lang: str, target_lang: s
     folder.mkdir(parents=True, exist_ok=True)
     pairs.select_columns(["input_ids", "labels"]).to_parquet(str(folder / "ids.parquet"))
     for column, side in (("input_ids", "source"), ("labels", "target")):
-        lines = (" ".join(_words(tokenizer, ids[:-1])) for ids in pairs[column])
+        lines = (" ".join(subwords(tokenizer, ids[:-1])) for ids in pairs[column])
         (folder / f"train.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (folder / "words").write_text(
-        "".join(f"{word}\n" for word in _words(tokenizer, range(4, len(tokenizer)))), "utf-8"
+        "".join(f"{word}\n" for word in subwords(tokenizer, range(4, len(tokenizer)))), "utf-8"
     )
     mean = pair_lengths(pairs).mean(axis=0).tolist()
     return {"text": str(folder), "mean_source_tokens": mean[0], "mean_target_tokens": mean[1]}
 
 
-def _words(tokenizer: Any, ids: Any) -> list[str]:
+def subwords(tokenizer: Any, ids: Any) -> list[str]:
     """Subwords as words of a line: the space that begins one is written as sentencepiece writes it."""
-    return [word.replace(" ", "\u2581") for word in tokenizer.convert_ids_to_tokens(list(ids))]
+    return [word.replace(" ", SPACE) for word in tokenizer.convert_ids_to_tokens(list(ids))]
 
 
 def measure(program: str, system: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from meter import EnoughMeasured, Meter, read_job
 from onmt.bin.train import main as train
 
 
-def options(job: dict[str, Any]) -> list[str]:
+def options(job: dict[str, Any], learning_rate: float = 2, warmup_steps: int = 400) -> list[str]:
     size, folder, text = job["size"], Path(job["folder"]), job["text"]
     words = Path(text, "words").read_text(encoding="utf-8").split("\n")[:-1]
     words += [f"unused{number}" for number in range(size["vocab_size"] - 4 - len(words))]  # a wide vocabulary
@@ -27,8 +27,9 @@ def options(job: dict[str, Any]) -> list[str]:
         -share_embeddings -share_decoder_embeddings -param_init 0 -param_init_glorot
         -dropout {size["dropout"]} -attention_dropout 0.0 -label_smoothing 0.1
         -batch_type tokens -batch_size {job["tokens_per_batch"]} -normalization tokens -bucket_size 30000
-        -num_workers 0 -optim adam -adam_beta2 0.98 -learning_rate 2 -decay_method noam -warmup_steps 400
-        -max_grad_norm 1 -train_steps 100000 -valid_steps 200000 -save_checkpoint_steps 100000
+        -num_workers 0 -optim adam -adam_beta2 0.98 -max_grad_norm 1
+        -learning_rate {learning_rate} -decay_method noam -warmup_steps {warmup_steps}
+        -train_steps 100000 -valid_steps 200000 -save_checkpoint_steps 100000
         -report_every 1000 -seed 1
     """
     return flags.split()
