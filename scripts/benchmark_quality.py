@@ -41,8 +41,8 @@ def write_text(folder: Path, corpus: DatasetDict, tokenizer: PreTrainedTokenizer
 
 def read_translations(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Lines of subwords as text."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    ids = [tokenizer.convert_tokens_to_ids(line.replace(SPACE, " ").split(" ")) for line in lines]
+    lines = (line.split(" ") for line in path.read_text(encoding="utf-8").split("\n")[:-1])
+    ids = [tokenizer.convert_tokens_to_ids([word.replace(SPACE, " ") for word in words]) for words in lines]
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 

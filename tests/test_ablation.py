@@ -1,22 +1,16 @@
 """An ablation trains each run once, with what the run changes, and compares what the files of the runs say."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts_on_path import load_script
 
 from hf_mt import InputError
 
 
-_spec = importlib.util.spec_from_file_location("ablate", Path(__file__).parents[1] / "scripts" / "ablate.py")
-assert _spec is not None and _spec.loader is not None
-ablate = importlib.util.module_from_spec(_spec)
-sys.modules["ablate"] = ablate
-_spec.loader.exec_module(ablate)
-
+ablate = load_script("ablate")
 RECIPE = "source_lang: en\ntarget_lang: de\ndropout: 0.3\nmax_steps: 50\n"
 FILE = """recipe: {recipe}
 common: {{max_steps: 10, learning_rate: 1e-3}}

@@ -1,20 +1,15 @@
 """What the benchmark counts, in which order it measures, and what it makes of it; its programs run on a toy corpus."""
 
-import importlib.util
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts_on_path import load_script
 
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-# not by its folder on sys.path, where scripts/evaluate.py would stand in for the package of that name
-_spec = importlib.util.spec_from_file_location("benchmarks", SCRIPTS / "benchmarks" / "__init__.py")
-assert _spec is not None
-sys.modules["benchmarks"] = importlib.util.module_from_spec(_spec)
+load_script("benchmarks")
 
 from benchmarks import jobs, suites, tables  # noqa: E402
 from benchmarks.meter import EnoughMeasured, Meter  # noqa: E402

@@ -30,6 +30,7 @@ from hf_mt.evaluation import (
     corpus_scores,
     evaluate_model,
     parse_evaluation,
+    scores_of_tokenized,
     sentence_scores,
     write_sentence_scores,
 )
@@ -297,3 +298,12 @@ def test_script_refuses_bad_input_with_exit_code_2(
 ) -> None:
     assert run_evaluate(monkeypatch, *(str(run_folder) if word == "RUN" else word for word in words)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tokenised_text_is_scored_as_it_stands_too() -> None:
+    hypotheses, references = ["ein mann &apos; s hund", "Zwei Hunde"], ["ein mann &apos; s hund .", "zwei Hunde ."]
+    found = scores_of_tokenized(hypotheses, references)
+    plain = sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True, tokenize="none", force=True)
+    assert found["bleu_lc_tok"] == plain.score != found["bleu"]
+    assert "case:lc" in found["bleu_lc_tok_signature"] and "tok:none" in found["bleu_lc_tok_signature"]
+    assert {key: value for key, value in found.items() if "lc_tok" not in key} == corpus_scores(hypotheses, references)

@@ -1,0 +1,60 @@
+"""A peer trains on our text in our subwords, and what it writes comes back as text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from scripts_on_path import load_script
+
+from hf_mt.arguments import parse_experiment
+from hf_mt.tokenization import get_tokenizer
+
+
+load_script("benchmarks")
+quality = load_script("benchmark_quality")
+PAIRS = [("Two dogs run .", "Zwei Hunde laufen ."), ("A man, 25.", "Ein Mann, 25."), ("dogs", "Hunde & Co")] * 20
+
+
+@pytest.fixture
+def corpus() -> DatasetDict:
+    rows = [{"translation": {"en": source, "de": target}} for source, target in PAIRS]
+    return DatasetDict({split: Dataset.from_list(rows) for split in ("train", "validation", "test")})
+
+
+@pytest.fixture
+def experiment() -> Any:
+    return parse_experiment(["--source_lang=en", "--target_lang=de", "--train_file=x", "--vocab_size=60"])
+
+
+def test_text_survives_the_way_there_and_back(corpus: DatasetDict, experiment: Any, tmp_path: Path) -> None:
+    tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, 60)
+    quality.write_text(tmp_path, corpus, tokenizer, experiment)
+    words = set((tmp_path / "words").read_text("utf-8").split("\n"))
+    lines = (tmp_path / "validation.target").read_text("utf-8").split("\n")[:-1]
+    assert len(lines) == len(PAIRS) and all(set(line.split(" ")) <= words for line in lines)
+    assert quality.read_translations(tmp_path / "validation.target", tokenizer) == [target for _, target in PAIRS]
+    assert quality.read_translations(tmp_path / "validation.source", tokenizer) != [target for _, target in PAIRS]
+
+
+def test_candidates_are_scored_on_every_split(corpus: DatasetDict, experiment: Any, tmp_path: Path) -> None:
+    tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, 60)
+    quality.write_text(tmp_path, corpus, tokenizer, experiment)
+    for name, side in (("last", "source"), ("mean_of_5", "target")):
+        for split in ("validation", "test"):
+            (tmp_path / f"{split}.{name}").write_bytes((tmp_path / f"{split}.{side}").read_bytes())
+    (tmp_path / "validation.source").unlink()
+    (tmp_path / "validation.target").unlink()
+    last, mean = quality.scores(tmp_path, corpus, tokenizer, experiment)
+    assert (last["candidate"], mean["candidate"]) == ("last", "mean_of_5")
+    assert mean["eval_bleu"] == mean["test_bleu"] == pytest.approx(100) and last["eval_bleu"] < 50
+
+
+def test_the_report_has_the_difference_of_what_both_have(tmp_path: Path) -> None:
+    ours = {"eval_bleu": 40.0, "test_bleu": 41.0, "train_minutes": 59.9}
+    text = quality.report(tmp_path, ours, {"candidate": "last", "eval_bleu": 37.5, "test_bleu": 38.0}, 59.9)
+    assert "| difference | +2.50 | +3.00 |" in text and "lc_tok" not in text
+    config = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.1, "decoder_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_ffn_dim": 16}))
+    assert quality.size_of(tmp_path, 60)["ffn_dim"] == 16
