@@ -58,6 +58,7 @@ def corpus_scores(
     lowercase: bool = False,
     tokenize: str = "13a",
     metrics: Sequence[str] = METRICS,
+    force: bool = False,
 ) -> dict[str, float | str]:
     """Scores of a whole test set, equal to those of the sacrebleu command.
 
@@ -67,6 +68,7 @@ def corpus_scores(
         lowercase: Whether case counts in BLEU and chrF; TER ignores it anyway.
         tokenize: sacrebleu's tokenizer for BLEU; "none" for text that is tokenised already.
         metrics: Which of bleu, chrf (chrF2) and ter to compute.
+        force: Whether to keep sacrebleu's warning about text that looks tokenised to itself.
 
     Returns:
         Each score (0 to 100; TER is an error rate, so that less is better) and its `_signature`; `length_ratio` of
@@ -85,7 +87,7 @@ def corpus_scores(
     scorers = {
         "bleu": (
             f"bleu{case}{tokens}",
-            lambda: BLEU(lowercase=lowercase, tokenize=tokenize, force=tokenize == "none"),
+            lambda: BLEU(lowercase=lowercase, tokenize=tokenize, force=force or tokenize == "none"),
         ),
         "chrf": (f"chrf{case}", lambda: CHRF(lowercase=lowercase)),
         "ter": ("ter", TER),
@@ -109,7 +111,7 @@ def scores_of_tokenized(hypotheses: Sequence[str], references: References) -> di
         InputError: As `corpus_scores`.
     """
     tokens = corpus_scores(hypotheses, references, lowercase=True, tokenize="none", metrics=("bleu",))
-    return {**corpus_scores(hypotheses, references), **{k: v for k, v in tokens.items() if "bleu" in k}}
+    return {**corpus_scores(hypotheses, references, force=True), **{k: v for k, v in tokens.items() if "bleu" in k}}
 
 
 def _reference_sets(hypotheses: Sequence[str], references: References) -> list[list[str | None]]:

@@ -70,3 +70,11 @@ def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ablate.subprocess, "run", lambda *args, **options: None)
     with pytest.raises(InputError, match=r"a\.log"):
         ablate.train(ablate.read_ablation(write(tmp_path), []), "longer", tmp_path / "runs" / "a", "cpu.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_ablations_of_the_project_are_valid(path: Path) -> None:
+    ablation = ablate.read_ablation(path, ["--train_file=data/train", "--validation_file=data/val"])
+    assert len(ablation.runs) > 3 and not next(iter(ablation.runs.values()))

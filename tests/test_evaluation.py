@@ -300,10 +300,15 @@ def test_script_refuses_bad_input_with_exit_code_2(
     assert message in capsys.readouterr().err
 
 
-def test_tokenised_text_is_scored_as_it_stands_too() -> None:
+def test_tokenised_text_is_scored_as_it_stands_too(caplog: pytest.LogCaptureFixture) -> None:
     hypotheses, references = ["ein mann &apos; s hund", "Zwei Hunde"], ["ein mann &apos; s hund .", "zwei Hunde ."]
     found = scores_of_tokenized(hypotheses, references)
     plain = sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True, tokenize="none", force=True)
     assert found["bleu_lc_tok"] == plain.score != found["bleu"]
     assert "case:lc" in found["bleu_lc_tok_signature"] and "tok:none" in found["bleu_lc_tok_signature"]
     assert {key: value for key, value in found.items() if "lc_tok" not in key} == corpus_scores(hypotheses, references)
+    sentences = ["ein Hund ."] * 100
+    scores_of_tokenized(sentences, sentences)
+    assert "tokenized period" not in caplog.text
+    corpus_scores(sentences, sentences)
+    assert "tokenized period" in caplog.text
