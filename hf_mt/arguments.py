@@ -308,6 +308,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise InputError(
             f"average_checkpoints is {values['average_checkpoints']}, but save_total_limit keeps only {kept}; raise it"
         )
+    if values["muon"] and values["optim"] != valid_keys()["optim"].default:
+        raise InputError(f"muon and optim {values['optim']} are both given; leave one out")
     metric = values["metric_for_best_model"]
     if metric and metric.removeprefix("eval_") in NEED_TRANSLATIONS and not values["predict_with_generate"]:
         raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")

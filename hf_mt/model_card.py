@@ -184,7 +184,7 @@ def _summary(run: Run) -> str:
     base = hub_name("model_name_or_path", run.settings.get("model_name_or_path"))
     words += f", fine-tuned from [{inert(base)}](https://huggingface.co/{base})" if base else ""
     scores = [f"{METRICS[key]} {run.results[f'test_{key}']:.1f}" for key in HEADLINES if f"test_{key}" in run.results]
-    return words + (f". On its test set it reaches **{', '.join(scores)}**." if scores else ".")
+    return words + (f". On its test set it reaches **{' and '.join(scores)}**." if scores else ".")
 
 
 def _language(code: str) -> str:

@@ -3,8 +3,8 @@
     python scripts/ablate.py configs/ablations/multi30k.yaml --train_file data/train --validation_file data/val
 
 The file names the recipe, settings that all runs share, and what is different in each run; options are for all runs
-too. Runs take turns, so that their minutes can be compared; finished ones are kept, and the same command goes on.
-Nothing is tested, so that no choice is made on a test set.
+too. Runs follow each other, so that their minutes can be compared; finished ones are kept, and the same command goes
+on. Development scores alone are compared: leave test data out, so that no choice can be made on it.
 """
 
 import argparse
@@ -69,18 +69,17 @@ def train(ablation: Ablation, name: str, folder: Path, launcher: str) -> dict[st
     """Results of one run, trained now unless it is finished.
 
     Raises:
-        InputError: Training failed; its output is in the log that the message names.
+        InputError: Training failed, or the folder has a run of other settings; the message names the log that tells.
     """
-    log = folder.with_suffix(".log")
+    log = folder.with_name(f"{folder.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     options = [*_merged(ablation, name), f"--output_dir={folder}", f"--run_name={folder.name}"]
     with log.open("ab") as output:
         command = [sys.executable, *LAUNCH, launcher, TRAIN, ablation.recipe, *options]
-        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
-    results = folder / "all_results.json"
-    if not results.is_file():
-        raise InputError(f"{name!r} did not finish; see {log}")
-    return json.loads(results.read_text(encoding="utf-8"))
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+    if code:
+        raise InputError(f"{name!r} did not finish (exit code {code}); see {log}")
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
 
 
 def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -93,8 +92,9 @@ def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
         cost = f"{found['train_minutes']:.1f}", f"{found['epoch']:.1f}"
         rows.append((name, changes, f"{found['eval_bleu']:.2f}", gain, f"{found['eval_loss']:.3f}", *cost))
     header = ("Run", "changes", "development BLEU", "to the first", "development loss", "minutes", "epochs")
-    facts = {key: first.get(key) for key in ("eval_bleu_signature", "seed", "machine")}
-    return f"{table(header, rows)}\n\nIn all runs: `{ablation.recipe} {' '.join(ablation.common)}`.\n{facts}\n"
+    facts = [f"- {key}: {first[key]}" for key in ("eval_bleu_signature", "seed", "machine") if key in first]
+    common = f"- in all runs: `{ablation.recipe} {' '.join(ablation.common)}`"
+    return "\n".join((table(header, rows), "", common, *facts)) + "\n"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -47,13 +48,14 @@ def test_a_mistake_is_found_before_anything_is_trained(tmp_path: Path, text: str
         ablate.read_ablation(write(tmp_path, text), [])
 
 
-def trained(command: list[Any], **options: Any) -> None:
+def trained(command: list[Any], **options: Any) -> CompletedProcess:
     """Stands for `accelerate launch scripts/train.py`."""
     words = dict(word.lstrip("-").split("=", 1) for word in map(str, command) if word.startswith("--") and "=" in word)
     folder = Path(words["output_dir"])
     folder.mkdir(exist_ok=True)
     scores = {"eval_bleu": 20 + 10 * float(words.get("dropout", 0.3)), "eval_loss": 2.0, "train_minutes": 1.0}
     (folder / "all_results.json").write_text(json.dumps({**scores, "epoch": 3.0, "seed": 1}))
+    return CompletedProcess(command, 0)
 
 
 def test_the_table_compares_with_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,9 +69,12 @@ def test_the_table_compares_with_the_first_run(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate.subprocess, "run", lambda *args, **options: None)
-    with pytest.raises(InputError, match=r"a\.log"):
-        ablate.train(ablate.read_ablation(write(tmp_path), []), "longer", tmp_path / "runs" / "a", "cpu.yaml")
+    folder = tmp_path / "runs" / "dropout=0.1"
+    folder.mkdir(parents=True)
+    (folder / "all_results.json").write_text("{}")  # of a run with other settings, which training refuses
+    monkeypatch.setattr(ablate.subprocess, "run", lambda *args, **options: CompletedProcess(args, 1))
+    with pytest.raises(InputError, match=r"dropout=0\.1\.log"):
+        ablate.train(ablate.read_ablation(write(tmp_path), []), "longer", folder, "cpu.yaml")
 
 
 @pytest.mark.parametrize(

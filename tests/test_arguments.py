@@ -172,6 +172,7 @@ def test_help_lists_every_key_and_stops(capsys):
         ([*LANGUAGES, "--source_column=a"], "go together"),
         ([*LANGUAGES, "--early_stopping_patience=2", "--eval_strategy=no"], "needs evaluations"),
         ([*LANGUAGES, "--average_checkpoints=5", "--save_total_limit=3"], "keeps only 3"),
+        ([*LANGUAGES, "--muon", "--optim=adafactor"], "leave one out"),
         ([*LANGUAGES, "--predict_with_generate=False"], "needs predict_with_generate"),
         ([*LANGUAGES, "--eval_strategy=no"], "load_best_model_at_end"),
         ([*LANGUAGES, "--model_name_or_path=m", "--d_model=64", "--dropout=0.2"], "d_model: fixed by the pretrained"),
