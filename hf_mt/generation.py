@@ -174,6 +174,7 @@ def is_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
     settings = {name for name, value in model.generation_config.to_diff_dict().items() if value}
     return (
         isinstance(model, HfMtForConditionalGeneration)
+        and model.can_search_beams
         and model.config._attn_implementation in SEARCH_KERNELS
         and generation.keys() <= {"num_beams", *BEAM_OPTIONS}
         and settings <= KNOWN_SETTINGS

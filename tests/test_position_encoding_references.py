@@ -1,10 +1,11 @@
 """What the position encodings compute, against other implementations.
 
-- The references are those of transformers (Marian, T5, Llama, GPT-NeoX, Bloom); for Shaw's scheme, which it lacks, the
-  equations of the paper in plain loops.
+- The references are those of transformers (Marian, T5, Llama, GPT-NeoX, Bloom, DeBERTa); for what it lacks, the
+  equations of the papers in plain loops.
 - Each comparison is made once more with a mistake in it, and must then fail.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, T5Config
+from torch.nn.functional import softplus
+from transformers import DebertaV2Config, LlamaConfig, T5Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as apply_partial_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
@@ -74,7 +77,7 @@ def test_buckets_and_bias_are_those_of_t5(
     reference.relative_attention_bias.weight.data = encoding.relative_attention_bias.data
     state = encoding.prepare(torch.arange(5) + 40, torch.arange(45))
     expected = reference.compute_bias(5, 45, past_seen_tokens=40)
-    assert torch.equal(encoding.bias(torch.zeros(1, 4, 5, 8), state), expected)
+    assert torch.equal(encoding.bias(torch.zeros(1, 4, 5, 8), torch.zeros(1, 4, 45, 8), state), expected)
     wrong = encoding.prepare(torch.arange(5) + 39, torch.arange(45))
     assert difference(wrong, expected) > FAR
 
@@ -143,7 +146,8 @@ def test_ntk_is_the_dynamic_one_at_a_fixed_length(
 def test_slopes_are_those_of_bloom(tiny_config: Callable[..., Any], heads: int) -> None:
     encoding = encoding_of(tiny_config, heads, causal=True, position_encoding="alibi")
     expected = build_alibi_tensor(torch.ones(1, 9), heads, torch.float32)  # (H, 1, K)
-    bias = encoding.bias(torch.zeros(1, heads, 9, 8), encoding.prepare(POSITIONS, POSITIONS))[0]  # (H, Q, K)
+    q, k = torch.zeros(2, 1, heads, 9, 8)
+    bias = encoding.bias(q, k, encoding.prepare(POSITIONS, POSITIONS))[0]  # (H, Q, K)
     past = torch.ones(9, 9).tril()
     # both count from another zero for each query, which the softmax takes back
     assert difference((bias - bias[..., :1]) * past, expected * past) < CLOSE
@@ -176,8 +180,124 @@ def test_shaw_follows_the_equations(tiny_config: Callable[..., Any], causal: boo
     state = encoding.prepare(torch.arange(6), torch.arange(6))
     mask = torch.full((6, 6), -torch.inf).triu(1) if causal else None
     output, weights = eager_attention_forward(
-        encoding, q, k, v, mask, scaling=8**-0.5, position_bias=encoding.bias(q, state)
+        encoding, q, k, v, mask, scaling=8**-0.5, position_bias=encoding.bias(q, k, state)
     )
     expected = shaw_by_the_equations(encoding, q, k, v, farthest=3)
     assert difference(encoding.add_values(output, weights, state), expected) < CLOSE
     assert difference(output, expected) > FAR
+
+
+def random_queries_and_keys(length: int = 6) -> Tensor:
+    return torch.randn(2, 2, 4, length, 8, generator=torch.Generator().manual_seed(1))  # twice (B, H, Q, E)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "decoder"])
+def test_kerple_follows_the_equation(tiny_config: Callable[..., Any], causal: bool) -> None:
+    encoding = encoding_of(tiny_config, causal=causal, position_encoding="kerple")
+    r1, r2 = (softplus(raw).tolist() for raw in (encoding.height, encoding.width))
+    bias = encoding.bias(*random_queries_and_keys(9), encoding.prepare(POSITIONS, POSITIONS))[0]  # (H, Q, K)
+    for head, i, j in product(range(4), range(9), range(9)):
+        assert abs(bias[head, i, j] + r1[head] * math.log(1 + r2[head] * abs(i - j))) < CLOSE
+    assert abs(bias[0, 5, 1] + r1[1] * math.log(1 + r2[1] * 4)) > FAR  # another head's
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "decoder"])
+def test_fire_follows_the_equation(tiny_config: Callable[..., Any], causal: bool) -> None:
+    encoding = encoding_of(tiny_config, causal=causal, position_encoding="fire")
+    c, threshold = abs(encoding.extent[0].item()), abs(encoding.extent[1].item()) * 32 / 8
+    bias = encoding.bias(*random_queries_and_keys(9), encoding.prepare(POSITIONS, POSITIONS))[0]  # (H, Q, K)
+
+    def network(share: float) -> Tensor:
+        hidden = (share * encoding.inner[0] + encoding.inner[1]).clamp(min=0)
+        return encoding.outer[:-1].T @ hidden + encoding.outer[-1]
+
+    for i, j in product(range(9), range(9)):
+        distance = math.log(1 + c * abs(i - j)) * (-1 if j < i else 1)
+        share = distance / math.log(1 + c * max(threshold, i, j))
+        assert difference(bias[:, i, j], network(share)) < CLOSE
+    assert difference(bias[:, 8, 2], network(0.0)) > FAR
+
+
+def test_xpos_follows_the_equation(tiny_config: Callable[..., Any]) -> None:
+    """Equation 17 in complex numbers: q k (zeta e^(i theta))^(n - m)."""
+    encoding = encoding_of(tiny_config, causal=True, position_encoding="xpos")
+    q, k = random_queries_and_keys(9)
+    positions = POSITIONS * 50
+    turned_q, turned_k = encoding.rotate(q, k, encoding.prepare(positions, positions))
+    as_complex = [torch.complex(x[..., :4], x[..., 4:]) for x in (q, k)]  # halves are the pairs
+    even = torch.arange(4) * 2 / 8
+    zeta, theta = (even + 0.4) / 1.4, 10000.0**-even
+    distances = (positions[:, None] - positions[None, :])[..., None]  # (Q, K, 1)
+    turn = zeta ** (distances / 512) * torch.polar(torch.ones(()), theta * distances)  # (Q, K, E / 2)
+    expected = torch.einsum("bhqe,bhke,qke->bhqk", as_complex[0], as_complex[1].conj(), turn).real
+    past = torch.ones(9, 9).tril()
+    assert difference(turned_q @ turned_k.mT * past, expected * past) < CLOSE * 10
+    plain = encoding_of(tiny_config, causal=True, position_encoding="rope")
+    rotated_q, rotated_k = plain.rotate(q, k, plain.prepare(positions, positions))
+    assert difference(rotated_q @ rotated_k.mT * past, expected * past) > FAR
+
+
+def test_xpos_is_rope_in_the_encoder(tiny_config: Callable[..., Any]) -> None:
+    q, k = random_queries_and_keys(9)
+    turned = [
+        torch.stack(encoding.rotate(q, k, encoding.prepare(POSITIONS, POSITIONS)))
+        for encoding in (encoding_of(tiny_config, position_encoding=name) for name in ("xpos", "rope"))
+    ]
+    assert torch.equal(*turned)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "decoder"])
+def test_pope_follows_the_equation(tiny_config: Callable[..., Any], causal: bool) -> None:
+    encoding = encoding_of(tiny_config, causal=causal, position_encoding="pope")
+    q, k = random_queries_and_keys(9)
+    polar_q, polar_k = encoding.rotate(q, k, encoding.prepare(POSITIONS, POSITIONS))
+    theta = 10000.0 ** (-torch.arange(8) / 8)
+    for b, h, i, j in product(range(2), range(4), (0, 4, 8), (0, 3, 8)):
+        angles = (j - i) * theta + encoding.angles[h, 0]
+        expected = (softplus(q[b, h, i]) * softplus(k[b, h, j]) * angles.cos()).sum()
+        assert abs(polar_q[b, h, i] @ polar_k[b, h, j] - expected) < CLOSE
+    assert abs(polar_q[0, 0, 4] @ polar_k[0, 0, 3] - softplus(q[0, 0, 4]) @ softplus(k[0, 0, 3])) > FAR
+
+
+def test_deberta_is_that_of_transformers(tiny_config: Callable[..., Any]) -> None:
+    """Distances are shorter than the clipping distance, since DeBERTa has one class fewer at its far end."""
+    config = DebertaV2Config(
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        max_relative_positions=8, position_buckets=-1, share_att_key=False,
+    )  # fmt: skip
+    reference = DisentangledSelfAttention(config)
+    encoding = encoding_of(tiny_config, position_encoding="deberta", max_relative_position=8)
+    table = torch.randn(16, 32, generator=torch.Generator().manual_seed(2))  # distances -8 to 7, query minus key
+    projections = {"relative_keys": reference.pos_key_proj, "relative_queries": reference.pos_query_proj}
+    for name, projection in projections.items():
+        by_head = projection(table).view(16, 4, 8).transpose(0, 1)  # (H, R, E)
+        getattr(encoding, name).data[:, 1:] = by_head.flip(1)
+    q, k = random_queries_and_keys(7)
+    expected = reference.disentangled_attention_bias(
+        q.flatten(0, 1), k.flatten(0, 1), None, table, scale_factor=1
+    ).view(2, 4, 7, 7)
+    bias = encoding.bias(q, k, encoding.prepare(torch.arange(7), torch.arange(7)))
+    assert difference(bias, expected) < CLOSE
+    assert difference(bias.mT, expected) > FAR
+
+
+def cope_by_the_equations(encoding: Any, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+    """Equations 3 to 5 of Golovneva et al. 2024 for the query at i and the key at j of one head, (Q, E) each."""
+    counted = range(min(i, j), max(i, j) + 1)
+    position = sum(torch.sigmoid(q[i] @ k[n] / 8**0.5) for n in counted).clamp(max=encoding.max_position)
+    table = encoding.table[0 if j <= i else -1]
+    low, high = int(position.floor()), int(position.ceil())
+    vector = table[low] * (1 - (position - low)) + table[high] * (position - low)
+    return q[i] @ vector / 8**0.5
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("farthest", [2, 16])
+def test_cope_follows_the_equations(tiny_config: Callable[..., Any], causal: bool, farthest: int) -> None:
+    encoding = encoding_of(tiny_config, causal=causal, position_encoding="cope", max_relative_position=farthest)
+    q, k = random_queries_and_keys(9)
+    bias = encoding.bias(q, k, encoding.prepare(POSITIONS, POSITIONS))
+    for b, h, i, j in product(range(2), (0, 3), range(9), range(9)):
+        if not causal or j <= i:
+            assert abs(bias[b, h, i, j] - cope_by_the_equations(encoding, q[b, h], k[b, h], i, j)) < CLOSE
+    assert abs(bias[0, 0, 8, 8] - cope_by_the_equations(encoding, q[0, 0], k[0, 0], 8, 7)) > FAR

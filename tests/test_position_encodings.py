@@ -19,6 +19,7 @@ from hf_mt.model.layers_hf_mt import eager_attention_forward
 
 
 CLOSE, FAR = 1e-4, 1e-2
+PER_SIDE = {"encoder_position_encoding": "t5", "decoder_position_encoding": "alibi"}
 SCHEMES: dict[str, dict[str, Any]] = {name: {"position_encoding": name} for name in POSITION_ENCODINGS} | {
     f"rope-{name}": {"position_encoding": "rope", "rope_parameters": parameters}
     for name, parameters in {
@@ -28,6 +29,8 @@ SCHEMES: dict[str, dict[str, Any]] = {name: {"position_encoding": name} for name
         "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     }.items()
 }
+SCHEMES["a side each"] = PER_SIDE
+SCHEMES["a limit on one side"] = {"position_encoding": "rope", "decoder_position_encoding": "learned"}
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10, 2], [11, 12, 13, 2, 0, 0, 0], [14, 15, 16, 17, 18, 2, 0]])  # (B, S)
 SOURCE_MASK = (SOURCE != 0).long()
 TARGET = torch.tensor([[1, 20, 21, 22, 23, 24], [1, 25, 26, 27, 28, 29], [1, 30, 31, 32, 33, 34]])  # (B, T)
@@ -53,13 +56,15 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def scheme_of(model: nn.Module) -> type[PositionEncoding]:
-    return POSITION_ENCODINGS[model.config.position_encoding]
+def says(model: nn.Module, flag: str) -> bool:
+    """Whether the scheme of either side has this flag."""
+    return any(getattr(encoding, flag) for encoding in encodings_of(model))
 
 
-def knows_order(model: nn.Module) -> bool:
-    """Whether anything but the causal mask tells this model the order of words."""
-    return scheme_of(model) is not PositionEncoding
+def knows_order(part: nn.Module) -> bool:
+    """Whether anything but the causal mask tells this model, or scheme, the order of words."""
+    schemes = [part] if isinstance(part, PositionEncoding) else encodings_of(part)
+    return any(type(scheme) is not PositionEncoding for scheme in schemes)
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -109,7 +114,7 @@ def attend(encoding: PositionEncoding, positions: Tensor) -> Tensor:
     q, k = encoding.rotate(q, k, state)
     mask = None if encoding.bidirectional else torch.full((length, length), -torch.inf).triu(1)
     output, weights = eager_attention_forward(
-        encoding, q, k, v, mask, scaling=width**-0.5, position_bias=encoding.bias(q, state)
+        encoding, q, k, v, mask, scaling=width**-0.5, position_bias=encoding.bias(q, k, state)
     )
     return embedded + encoding.add_values(output, weights, state).flatten(2)
 
@@ -133,9 +138,10 @@ def test_hooks_keep_shapes(model: HfMtForConditionalGeneration) -> None:
         q, k = torch.randn(2, 2, encoding.num_heads, 1, encoding.head_dim)
         state = encoding.prepare(torch.tensor([5]), torch.arange(6))
         rotated_q, rotated_k = encoding.rotate(q, k, state)
-        assert (rotated_q.shape, rotated_k.shape) == (q.shape, k.shape)
+        width = encoding.head_dim * (2 if encoding.widens else 1)
+        assert rotated_q.shape == rotated_k.shape == (*q.shape[:3], width)
         weights = torch.rand(2, encoding.num_heads, 1, 6)
-        bias = encoding.bias(q, state)
+        bias = encoding.bias(rotated_q, rotated_k.expand(-1, -1, 6, -1), state)
         assert (bias is not None) == encoding.uses_bias
         assert bias is None or bias.expand_as(weights).shape == weights.shape
         output = torch.randn(2, 1, encoding.num_heads, encoding.head_dim)
@@ -160,7 +166,7 @@ def test_relative_schemes_see_distances_alone(model: HfMtForConditionalGeneratio
 def test_distances_matter(model: HfMtForConditionalGeneration) -> None:
     for encoding in encodings_of(model):
         stretched = difference(attend(encoding, POSITIONS * 2), attend(encoding, POSITIONS))
-        assert stretched > FAR if knows_order(model) else stretched == 0
+        assert stretched > FAR if knows_order(encoding) and not encoding.counts_words else stretched == 0
 
 
 # --- the encoder
@@ -169,7 +175,7 @@ def test_distances_matter(model: HfMtForConditionalGeneration) -> None:
 def test_encoder_knows_the_order_of_words(model: HfMtForConditionalGeneration) -> None:
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     moved = difference(encode(model, SOURCE[:1, order]), encode(model, SOURCE[:1])[:, order])
-    assert moved > FAR if knows_order(model) else moved < CLOSE
+    assert moved > FAR if knows_order(encodings_of(model)[0]) else moved < CLOSE
 
 
 def test_padded_row_equals_unpadded_row(model: HfMtForConditionalGeneration) -> None:
@@ -257,7 +263,7 @@ def test_selected_rows_continue_alone(model: HfMtForConditionalGeneration) -> No
 
 
 def test_sdpa_equals_eager_or_is_refused(model: HfMtForConditionalGeneration) -> None:
-    if scheme_of(model).uses_weights:
+    if says(model, "uses_weights"):
         assert model.config._attn_implementation == "eager"
         with pytest.raises(ValueError, match="scaled_dot_product_attention"):
             model.set_attn_implementation("sdpa")
@@ -275,19 +281,21 @@ def test_a_causal_encoder_would_differ(model: HfMtForConditionalGeneration) -> N
     for layer in model.model.encoder.layers:
         layer.self_attn.is_causal = True
     moved = difference(encode(model, SOURCE), before)
-    assert moved == 0 if scheme_of(model).uses_weights else moved > FAR  # eager attention reads the mask alone
+    assert moved == 0 if says(model, "uses_weights") else moved > FAR  # eager attention reads the mask alone
 
 
 def test_a_bias_reaches_the_kernel(model: HfMtForConditionalGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
     before = full_logits(model)
-    monkeypatch.setattr(scheme_of(model), "bias", PositionEncoding.bias)
+    for encoding in encodings_of(model):
+        monkeypatch.setattr(encoding, "bias", lambda q, k, state: None)
     moved = difference(full_logits(model), before)
-    assert moved > FAR if scheme_of(model).uses_bias else moved == 0
+    assert moved > FAR if says(model, "uses_bias") else moved == 0
 
 
 def test_flash_attention_is_refused_where_it_would_drop_a_bias(model: HfMtForConditionalGeneration) -> None:
-    assert model._supports_flash_attn is not scheme_of(model).uses_bias
-    if scheme_of(model).uses_bias:
+    refused = says(model, "uses_bias") or says(model, "widens")
+    assert model._supports_flash_attn is not refused
+    if refused:
         with pytest.raises(ValueError, match="Flash Attention 2"):
             model.set_attn_implementation("flash_attention_2")
 
@@ -317,8 +325,8 @@ def test_long_input_works_or_is_refused(short_model: HfMtForConditionalGeneratio
         return short_model(input_ids=source, decoder_input_ids=target).logits
 
     assert logits(LONG[:, :8], LONG[:, :8]).isfinite().all()
-    for lengths in ((LONG, LONG[:, :8]), (LONG[:, :8], LONG)):
-        if short_model.max_length is None:
+    for encoding, lengths in zip(encodings_of(short_model), ((LONG, LONG[:, :8]), (LONG[:, :8], LONG)), strict=True):
+        if encoding.max_length is None:
             assert logits(*lengths).isfinite().all()
         else:
             with pytest.raises(ValueError, match=r"20 tokens.*max_position_embeddings \(8\)"):
@@ -382,3 +390,65 @@ def test_gradient_reaches_every_parameter(model: HfMtForConditionalGeneration) -
 def test_an_unused_parameter_is_noticed(model: HfMtForConditionalGeneration) -> None:
     model.model.encoder.position_encoding.forgotten = nn.Parameter(torch.ones(3))
     assert unreached(model) == ["model.encoder.position_encoding.forgotten"]
+
+
+# --- positions of training
+
+
+def positions_of(model: nn.Module, length: int = 8) -> list[Tensor]:
+    return [stack.positions(length, torch.device("cpu")) for stack in (model.model.encoder, model.model.decoder)]
+
+
+def test_shifted_positions_keep_their_distances(tiny_model: Build) -> None:
+    model = tiny_model(position_shift=50).train()
+    drawn = [positions for _ in range(40) for positions in positions_of(model)]
+    assert all(torch.equal(positions.diff(), torch.ones(7, dtype=torch.long)) for positions in drawn)
+    starts = {int(positions[0]) for positions in drawn}
+    assert len(starts) > 20 and min(starts) >= 0 and max(starts) <= 50
+
+
+def test_randomized_positions_ascend_within_their_range(tiny_model: Build) -> None:
+    model = tiny_model(randomized_positions=30).train()
+    drawn = torch.stack([positions for _ in range(40) for positions in positions_of(model)])
+    assert (drawn.diff() > 0).all()
+    assert drawn.unique().tolist() == list(range(30))
+    assert torch.equal(positions_of(tiny_model(randomized_positions=8).train())[0], torch.arange(8))
+    with pytest.raises(ValueError, match=r"9 tokens does not fit in randomized_positions \(8\)"):
+        positions_of(tiny_model(randomized_positions=8).train(), 9)
+
+
+@pytest.mark.parametrize("wrapper", [{"position_shift": 9}, {"randomized_positions": 30}], ids=str)
+def test_random_positions_are_for_training_alone(tiny_model: Build, wrapper: dict[str, int]) -> None:
+    plain, model = tiny_model(position_encoding="sinusoidal"), tiny_model(position_encoding="sinusoidal", **wrapper)
+    assert torch.equal(full_logits(model), full_logits(plain))
+    assert difference(full_logits(model.train()), full_logits(plain)) > FAR
+
+
+@pytest.mark.parametrize("name", POSITION_ENCODINGS)
+def test_a_shift_moves_what_is_not_relative(tiny_model: Build, name: str) -> None:
+    model = tiny_model(position_encoding=name, position_shift=9)
+    still, moved = full_logits(model), [full_logits(model.train()) for _ in range(3)]
+    largest = max(difference(logits, still) for logits in moved)
+    assert largest < CLOSE if POSITION_ENCODINGS[name].relative else largest > FAR
+
+
+def test_a_table_too_small_for_random_positions_is_refused(tiny_model: Build) -> None:
+    """Whatever is drawn: a run must not stop by chance after an hour."""
+    for wrapper in ({"position_shift": 30}, {"randomized_positions": 40}):
+        model = tiny_model(position_encoding="learned", **wrapper)
+        assert full_logits(model).isfinite().all()
+        with pytest.raises(ValueError, match=r"longer than max_position_embeddings \(32\)"):
+            full_logits(model.train())
+
+
+def test_each_side_has_its_own_scheme(tiny_model: Build) -> None:
+    model = tiny_model(**PER_SIDE)
+    assert [type(encoding).__name__ for encoding in encodings_of(model)] == [
+        "T5PositionEncoding",
+        "AlibiPositionEncoding",
+    ]
+    assert model.config.position_encodings == ("t5", "alibi")
+    assert model.config.get_text_config(decoder=True).position_encoding == "alibi"
+    one = tiny_model(position_encoding="t5", decoder_position_encoding="alibi")
+    assert torch.equal(full_logits(one), full_logits(model))
+    assert difference(full_logits(tiny_model(position_encoding="t5")), full_logits(model)) > FAR

@@ -7,6 +7,7 @@
 - Generation settings never live here: transformers 5 refuses to save them in `config.json`.
 """
 
+import copy
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -14,7 +15,21 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 
-PositionEncodingName = Literal["sinusoidal", "learned", "none", "shaw", "t5", "rope", "alibi"]
+PositionEncodingName = Literal[
+    "sinusoidal",
+    "learned",
+    "none",
+    "shaw",
+    "t5",
+    "rope",
+    "alibi",
+    "kerple",
+    "fire",
+    "xpos",
+    "pope",
+    "deberta",
+    "cope",
+]
 
 
 @strict
@@ -43,10 +58,15 @@ class HfMtConfig(PreTrainedConfig):
         r_drop: Weight of R-Drop (https://arxiv.org/abs/2106.14448): in training each batch is read twice, under
             different dropout, and disagreement costs. 0 reads it once; the paper's translation models have 5.
         position_encoding: A key of `POSITION_ENCODINGS`.
+        encoder_position_encoding, decoder_position_encoding: Likewise, for one side, where the sides differ.
+        position_shift: In training all positions of a batch move by a random number up to this (SHAPE,
+            https://arxiv.org/abs/2109.05644), so that absolute positions mean little. 0 moves none.
+        randomized_positions: In training positions are a random ascending choice of this many
+            (https://arxiv.org/abs/2305.16843), so that longer input brings no unseen position. 0 counts 0, 1, 2, ...
         max_position_embeddings: Longest sequence of the learned table; for the other encodings only the default
             maximum length of generation.
         relative_attention_num_buckets, relative_attention_max_distance: As in T5.
-        max_relative_position: Distance at which Shaw's relative positions are clipped.
+        max_relative_position: Distance at which the relative positions of shaw, deberta and cope are clipped.
         rope_parameters: As in transformers 5: `rope_type` (default, linear, ntk, yarn), `rope_theta`, `factor`,
             `partial_rotary_factor`, `original_max_position_embeddings` (yarn).
 
@@ -84,6 +104,10 @@ class HfMtConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0
     r_drop: float | int = 0.0
     position_encoding: PositionEncodingName = "rope"
+    encoder_position_encoding: PositionEncodingName | None = None
+    decoder_position_encoding: PositionEncodingName | None = None
+    position_shift: int = 0
+    randomized_positions: int = 0
     max_position_embeddings: int = 512
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -110,6 +134,22 @@ class HfMtConfig(PreTrainedConfig):
         """What transformers asks for before it ties the weights that the model names."""
         return self.tie_embeddings != "none"
 
+    @property
+    def position_encodings(self) -> tuple[PositionEncodingName, PositionEncodingName]:
+        """Schemes of encoder and decoder."""
+        return (
+            self.encoder_position_encoding or self.position_encoding,
+            self.decoder_position_encoding or self.position_encoding,
+        )
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """As in transformers, which for one side takes that side's fields for those of the whole, even where None."""
+        if decoder == encoder:
+            return self
+        sided = copy.deepcopy(self)
+        sided.encoder_position_encoding, sided.decoder_position_encoding = self.position_encodings
+        return super(HfMtConfig, sided).get_text_config(decoder=decoder, encoder=encoder)
+
     def validate_architecture(self) -> None:
         """Checks that span fields; called by `@strict`."""
         sizes = "vocab_size d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads"
@@ -125,8 +165,9 @@ class HfMtConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1")
-        if self.r_drop < 0:
-            raise ValueError(f"r_drop is {self.r_drop}, but must be 0 (none) or more")
+        for name in ("r_drop", "position_shift", "randomized_positions"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 (none) or more")
         if self.init_std is not None and not self.init_std > 0:
             raise ValueError(f"init_std is {self.init_std}, but must be positive, or None for the default")
         if self.activation_function not in ACT2FN:

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hf_mt import HfMtConfig
 from .dropout_hf_mt import Dropout
-from .position_encodings import PositionEncoding
+from .position_encoding_base import PositionEncoding
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
@@ -107,7 +107,7 @@ class HfMtSelfAttention(HfMtAttention):
         q, k = position_encoding.rotate(q, k, position_state)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)  # (B, H, K, E)
-        bias = position_encoding.bias(q, position_state)
+        bias = position_encoding.bias(q, k, position_state)
         attn_output, attn_weights = self.attend(q, k, v, attention_mask, bias)
         attn_output = position_encoding.add_values(attn_output, attn_weights, position_state)
         return self.o_proj(attn_output.flatten(2)), attn_weights

@@ -32,7 +32,8 @@ from .configuration_hf_mt import HfMtConfig
 from .dropout_hf_mt import Dropout
 from .layers_hf_mt import NORMS, HfMtCrossAttention, HfMtDecoderLayer, HfMtEncoderLayer, HfMtSelfAttention
 from .loss_hf_mt import IGNORE_INDEX, linear_cross_entropy
-from .position_encodings import POSITION_ENCODINGS, PositionEncoding
+from .position_encoding_base import PositionEncoding
+from .position_encodings import POSITION_ENCODINGS
 from .r_drop_hf_mt import linear_r_drop
 
 
@@ -48,19 +49,28 @@ class HfMtPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @property
+    def _schemes(self) -> list[type[PositionEncoding]]:
+        return [POSITION_ENCODINGS[name] for name in self.config.position_encodings]
+
+    @property
     def _supports_sdpa(self) -> bool:  # type: ignore[override]
         """Its kernels keep attention weights to themselves."""
-        return not POSITION_ENCODINGS[self.config.position_encoding].uses_weights
+        return not any(scheme.uses_weights for scheme in self._schemes)
 
     @property
     def _can_compile_fullgraph(self) -> bool:  # type: ignore[override]
         """A limit of length is checked on the host, which a static cache's counter is not on."""
-        return POSITION_ENCODINGS[self.config.position_encoding].max_length is PositionEncoding.max_length
+        return all(scheme.max_length is PositionEncoding.max_length for scheme in self._schemes)
 
     @property
     def _supports_flash_attn(self) -> bool:  # type: ignore[override]
-        """Its kernels take no bias and would drop one in silence."""
-        return not POSITION_ENCODINGS[self.config.position_encoding].uses_bias
+        """Its kernels take no bias and would drop one in silence, and want one width for queries, keys and values."""
+        return not any(scheme.uses_bias or scheme.widens for scheme in self._schemes)
+
+    @property
+    def can_search_beams(self) -> bool:
+        """Whether several continuations may lie side by side in one cache, told apart by mask and positions alone."""
+        return not any(scheme.counts_words for scheme in self._schemes)
 
     def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """transformers resizes the source embeddings and what is tied to them; the decoder may have its own."""
@@ -94,7 +104,7 @@ class HfMtStack(HfMtPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
         self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
-        encoding = POSITION_ENCODINGS[config.position_encoding]
+        encoding = POSITION_ENCODINGS[config.position_encodings[0 if bidirectional else 1]]
         self.position_encoding = encoding(config, num_heads=num_heads, bidirectional=bidirectional)
         self.dropout = Dropout(config.dropout)
         # a pre-norm residual stream ends unnormalised; a post-norm one does not
@@ -113,9 +123,34 @@ class HfMtStack(HfMtPreTrainedModel):
         if limit is not None and int(length) > limit:
             raise ValueError(
                 f"a sequence of {int(length)} tokens is longer than max_position_embeddings ({limit}) of "
-                f"position_encoding {self.config.position_encoding!r}; shorten it, or train with a larger table "
+                f"{type(self.position_encoding).__name__}; shorten it, or train with a larger table "
                 "or with an encoding that has no limit"
             )
+
+    def reach(self, length: int) -> int:
+        """One more than the last of `positions(length)` can be."""
+        if not self.training:
+            return length
+        return max(length, self.config.randomized_positions) + self.config.position_shift
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """(Q,) of a sequence: 0, 1, 2, ...; in training moved or spread at random, if the configuration says so.
+
+        Source: Kiyono et al. 2021 (https://arxiv.org/abs/2109.05644) for `position_shift`, Ruoss et al. 2023
+        (https://arxiv.org/abs/2305.16843) for `randomized_positions`; as there, one draw a batch.
+
+        Raises:
+            ValueError: The sequence is longer than `randomized_positions`.
+        """
+        positions = torch.arange(length, device=device)
+        if not self.training:
+            return positions
+        farthest, shift = self.config.randomized_positions, self.config.position_shift
+        if farthest:
+            if length > farthest:
+                raise ValueError(f"a sequence of {length} tokens does not fit in randomized_positions ({farthest})")
+            positions = torch.randperm(farthest, device=device)[:length].sort().values
+        return positions + torch.randint(shift + 1, (1,), device=device) if shift else positions
 
 
 def _require_one(ids: Tensor | None, embeds: Tensor | None) -> Tensor:
@@ -146,8 +181,8 @@ class HfMtEncoder(HfMtStack):
     ) -> BaseModelOutput:
         """(B, S) ids and mask (1 word, 0 padding) to `last_hidden_state` (B, S, D)."""
         inputs = _require_one(input_ids, inputs_embeds)
-        self.check_length(inputs.shape[1])
-        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        positions = self.positions(inputs.shape[1], inputs.device)
+        self.check_length(self.reach(inputs.shape[1]))
         hidden_states = self.embed(input_ids, inputs_embeds, positions)
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         state = self.position_encoding.prepare(positions, positions)
@@ -196,10 +231,10 @@ class HfMtDecoder(HfMtStack):
         self_cache = None if past_key_values is None else past_key_values.self_attention_cache
         past, length = _past_and_key_length(self_cache, inputs.shape[1])
         if positions is None:
-            self.check_length(past + inputs.shape[1])
-            positions = torch.arange(inputs.shape[1], device=inputs.device) + past
+            self.check_length(past + self.reach(inputs.shape[1]))
+            positions = self.positions(inputs.shape[1], inputs.device) + past
         if key_positions is None:
-            key_positions = torch.arange(length, device=inputs.device)
+            key_positions = positions if self_cache is None else torch.arange(length, device=inputs.device)
         hidden_states = self.embed(input_ids, inputs_embeds, positions)
         mask = create_causal_mask(self.config, hidden_states, attention_mask, self_cache)
         cross_mask = create_bidirectional_mask(
@@ -244,8 +279,9 @@ class HfMtModel(HfMtPreTrainedModel):
 
     @property
     def max_length(self) -> int | None:
-        """Longest source or target in tokens; None if the position encoding has no limit."""
-        return self.encoder.position_encoding.max_length
+        """Longest source or target in tokens; None if the position encodings have no limit."""
+        limits = (self.encoder.position_encoding.max_length, self.decoder.position_encoding.max_length)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens

@@ -1,0 +1,134 @@
+"""Position encodings whose scores depend on what the words are: Shaw, DeBERTa, CoPE."""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_hf_mt import HfMtConfig
+from .position_encoding_base import PositionEncoding
+
+
+class ShawPositionEncoding(PositionEncoding):
+    """A learned vector for each clipped distance, added to keys and to values.
+
+    Source: Shaw et al. 2018, equations 3 to 5 (https://arxiv.org/abs/1803.02155); as there, heads share the tables,
+    and scores follow the efficient form of section 3.3. Checked against the direct form of the equations.
+    """
+
+    uses_bias = True
+    uses_weights = True
+    citation = "Shaw et al. 2018, https://arxiv.org/abs/1803.02155"
+
+    def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
+        super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
+        self.max_relative_position = _clipping_distance(config)
+        distances = self.max_relative_position * (2 if bidirectional else 1) + 1
+        self.relative_keys = nn.Parameter(torch.empty(distances, self.head_dim))  # (R, E)
+        self.relative_values = nn.Parameter(torch.empty(distances, self.head_dim))  # (R, E)
+
+    def reset(self, std: float) -> None:
+        init.xavier_uniform_(self.relative_keys)
+        init.xavier_uniform_(self.relative_values)
+
+    def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        return _clipped_distances(q_positions, k_positions, self.max_relative_position, self.bidirectional)  # (Q, K)
+
+    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
+        scores = q @ self.relative_keys.to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, R)
+        return scores.gather(-1, state.expand(*q.shape[:2], -1, -1))  # (B, H, Q, K)
+
+    def add_values(self, attn_output: Tensor, attn_weights: Tensor | None, state: Tensor) -> Tensor:
+        assert attn_weights is not None, "eager attention returns weights"
+        index = state.expand_as(attn_weights)
+        by_distance = attn_weights.new_zeros(*attn_weights.shape[:3], len(self.relative_values))
+        by_distance = by_distance.scatter_add(-1, index, attn_weights)  # (B, H, Q, R)
+        return attn_output + (by_distance @ self.relative_values.to(attn_weights.dtype)).transpose(1, 2)
+
+
+class DebertaPositionEncoding(PositionEncoding):
+    """Words look for distances and distances for words: two learned tables, one read by queries and one by keys.
+
+    Source: He et al. 2020, equation 4 (https://arxiv.org/abs/2006.03654): content to position and position to content,
+    over distances clipped at `max_relative_position`; the tables are shared by the layers. All three parts of the
+    score are divided by sqrt(E), where the paper has sqrt(3E). Checked against transformers' DeBERTa.
+    """
+
+    uses_bias = True
+    citation = "He et al. 2020, https://arxiv.org/abs/2006.03654"
+
+    def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
+        super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
+        self.max_relative_position = _clipping_distance(config)
+        distances = self.max_relative_position * (2 if bidirectional else 1) + 1
+        self.relative_keys = nn.Parameter(torch.empty(num_heads, distances, self.head_dim))  # (H, R, E)
+        self.relative_queries = nn.Parameter(torch.empty(num_heads, distances, self.head_dim))  # (H, R, E)
+
+    def reset(self, std: float) -> None:
+        init.normal_(self.relative_keys, mean=0.0, std=self.head_dim**-0.5)
+        init.normal_(self.relative_queries, mean=0.0, std=self.head_dim**-0.5)
+
+    def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        return _clipped_distances(q_positions, k_positions, self.max_relative_position, self.bidirectional)  # (Q, K)
+
+    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
+        of_queries = q @ self.relative_keys.to(q.dtype).mT  # (B, H, Q, R)
+        of_keys = k @ self.relative_queries.to(q.dtype).mT  # (B, H, K, R)
+        to_position = of_queries.gather(-1, state.expand(*q.shape[:2], -1, -1))  # (B, H, Q, K)
+        to_content = of_keys.gather(-1, state.T.expand(*q.shape[:2], -1, -1)).mT  # (B, H, Q, K)
+        return (to_position + to_content) * self.head_dim**-0.5
+
+
+class CopePositionEncoding(PositionEncoding):
+    """Positions count only the words that matter to the query, each by a gate between 0 and 1.
+
+    Source: Golovneva et al. 2024, equations 3 to 6 (https://arxiv.org/abs/2405.18719): the gate of a pair is the
+    sigmoid of its score, a key's position the sum of the gates from it to the query, its score the product of the
+    query with a vector interpolated between whole positions, at most `max_relative_position`. Gates take the scores
+    as attention does, divided by sqrt(E). In the encoder keys that follow count onwards from the query, with vectors
+    of their own. Slow: it needs every score before any bias.
+    """
+
+    uses_bias = True
+    counts_words = True
+    citation = "Golovneva et al. 2024, https://arxiv.org/abs/2405.18719"
+
+    def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
+        super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
+        self.max_position = _clipping_distance(config)
+        self.table = nn.Parameter(torch.empty(2 if bidirectional else 1, self.max_position + 1, self.head_dim))
+
+    def reset(self, std: float) -> None:
+        init.normal_(self.table, mean=0.0, std=self.head_dim**-0.5)
+
+    def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        return k_positions[None, :] - q_positions[:, None]  # (Q, K)
+
+    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
+        gates = (q @ k.mT * self.head_dim**-0.5).float().sigmoid()  # (B, H, Q, K)
+        before = gates * (state <= 0)
+        bias = self._scores(q, before.flip(-1).cumsum(-1).flip(-1), self.table[0])
+        if self.bidirectional:
+            after = self._scores(q, (gates * (state >= 0)).cumsum(-1), self.table[-1])
+            bias = torch.where(state > 0, after, bias)
+        return bias.to(q.dtype)
+
+    def _scores(self, q: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+        """Scores (B, H, Q, K) at fractional positions of that shape."""
+        positions = positions.clamp(max=self.max_position)
+        whole = q @ table.to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, R)
+        below = positions.floor()
+        share = (positions - below).to(q.dtype)
+        low, high = (whole.gather(-1, index.long()) for index in (below, positions.ceil()))
+        return torch.lerp(low, high, share)
+
+
+def _clipping_distance(config: HfMtConfig) -> int:
+    if config.max_relative_position < 1:
+        raise ValueError(f"max_relative_position is {config.max_relative_position}, but must be at least 1")
+    return config.max_relative_position
+
+
+def _clipped_distances(q_positions: Tensor, k_positions: Tensor, farthest: int, bidirectional: bool) -> Tensor:
+    """Key minus query positions, moved to start at 0: (Q,) and (K,) to (Q, K)."""
+    distances = k_positions[None, :] - q_positions[:, None]
+    return distances.clamp(-farthest, farthest if bidirectional else 0) + farthest
