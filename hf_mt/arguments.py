@@ -4,7 +4,7 @@ Everything a run can be told: three dataclasses, and the parser that fills them.
 - Keys are flat and keep Hugging Face's names. Besides the fields below, every architecture field of `HfMtConfig` is
   a key, by introspection. Precedence: default < YAML file < command line.
 - A key or value that would have no effect is refused, with the name of the one that has: no typo trains silently.
-- No default of transformers counts tokens: `tokens_per_batch` replaces its batch sizes.
+- `tokens_per_batch` replaces the batch sizes of transformers.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class DataArguments:
     tokenizer_type: Literal["bpe", "unigram", "byte_bpe"] = _key("bpe", "the kind of tokenizer to train")
     split_digits: bool = _key(True, "every digit is a token")
     bpe_dropout: float = _key(0.0, "share of merges skipped at random in training", least=0, below=1)
+    bpe_dropout_samples: int = _key(16, "ways in which BPE dropout cuts each pair; an epoch reads one", least=1)
     preprocessing_num_workers: int = _key(1, "processes that prepare the data", least=1)
     cldr_train_size: int = _key(20000, "training pairs of the built-in corpus", least=1)
     cldr_validation_size: int = _key(500, "its development pairs", least=1)
@@ -385,8 +386,7 @@ def _help_entry(key: Key) -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """
-    Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as one
+    """Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as one
     line and 130; any other exception keeps its traceback.
     """
     try:

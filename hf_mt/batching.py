@@ -4,14 +4,16 @@
 - One optimizer step is ONE global batch, formed first and then cut into `num_parts` micro-batches (processes times
   accumulation steps), so how a step is laid out over processes and accumulation doesn't change what is learned.
 - Where batches begin depends only on the sorted lengths: every epoch has the same number of batches. What changes from
-  epoch to epoch is which of the equally long pairs meet, and the order of the batches.
+  epoch to epoch is which of the equally long pairs meet, the order of the batches, and, where each pair has several
+  segmentations (BPE dropout), which of them is read; its lengths are known before any row is.
 - Batches are lists of indices, so that Accelerate skips those of a resumed epoch without reading a row.
 
-Notation: N pairs, B pairs of a batch, S source length, T target length.
+Notation: N pairs, K segmentations of each, B pairs of a batch, S source length, T target length.
 """
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -40,7 +43,9 @@ class TokenBatchSampler(Sampler):
     There is no `batch_size` on purpose: `BatchSamplerShard` would drop every batch of another size.
 
     Args:
-        lengths: (N,) or (N, 2), tokens of each pair; two columns are source and target, in either order.
+        lengths: (N,), (N, 2) or (K, N, 2), tokens of each pair; two columns are source and target, in either order.
+            With K segmentations of each pair an epoch draws one for each pair, and index `k * N + i` is the k-th of
+            the i-th pair; the budget of an epoch then moves, by a hundredth or so, to keep the number of batches.
         tokens_per_batch: padded tokens of a micro-batch, counted on the longer side.
         num_parts: micro-batches of an optimizer step: processes times gradient accumulation steps.
         seed: with the epoch, decides composition and order; the same on every process.
@@ -61,21 +66,24 @@ class TokenBatchSampler(Sampler):
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        sides = np.atleast_2d(np.asarray(lengths, dtype=np.int64).T)  # (1 | 2, N)
-        self._longer, self._tilt = sides.max(axis=0), sides[0] - sides[-1]
+        sides = np.asarray(lengths, dtype=np.int64)
+        sides = sides[:, None] if sides.ndim == 1 else sides
+        sides = sides[None] if sides.ndim == 2 else sides  # (K, N, 1 | 2)
+        self._longer, self._tilt = sides.max(axis=-1), sides[..., 0] - sides[..., -1]  # (K, N)
         self.tokens_per_batch, self.num_parts = tokens_per_batch, num_parts
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
         self._check()
-        descending = -np.sort(-self._longer)
-        bounds = _global_bounds(descending, tokens_per_batch * num_parts, num_parts)
-        cuts = [_cut(descending[start:end], num_parts, tokens_per_batch) for start, end in pairwise(bounds)]
-        self._cuts = np.array(bounds[:-1])[:, None] + np.array(cuts)  # (global batches, num_parts + 1)
+        bounds = [
+            _global_bounds(longer, tokens_per_batch * num_parts, num_parts) for longer in map(_down, self._longer)
+        ]
+        self.num_steps = max(map(len, bounds)) - 1
+        self._cuts = self._cut_steps(_down(self._longer[0]), bounds[0])
 
     def _check(self) -> None:
-        if len(self._longer) < self.num_parts:
+        if self._longer.shape[1] < self.num_parts:
             raise InputError(
-                f"There are {len(self._longer)} sentence pairs, fewer than the {self.num_parts} micro-batches of one "
-                "optimizer step (processes x gradient accumulation steps). Use fewer of either, or more data."
+                f"There are {self._longer.shape[1]} sentence pairs, fewer than the {self.num_parts} micro-batches of "
+                "one optimizer step (processes x gradient accumulation steps). Use fewer of either, or more data."
             )
         if self._longer.max() > self.tokens_per_batch:
             raise InputError(
@@ -84,29 +92,72 @@ class TokenBatchSampler(Sampler):
                 "max_source_length and max_target_length."
             )
 
+    def check_same_everywhere(self) -> None:
+        """Raises InputError if processes were given other lengths: they would lose pairs, and wait for each other."""
+        digest = hashlib.blake2b(np.stack([self._longer, self._tilt]).tobytes()).hexdigest()
+        if len(set(gather_object([digest]))) > 1:
+            raise InputError(
+                "Processes have different training pairs, or cut them differently. Give all of them the same files, "
+                "and machines one HF_DATASETS_CACHE, where the first keeps what it tokenised for the others."
+            )
+
     def set_epoch(self, epoch: int) -> None:
         """Choose composition and order for `epoch`, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._cuts) * self.num_parts
+        return self.num_steps * self.num_parts
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        pairs = self._order(rng)  # (N,)
-        batches = rng.permutation(len(self._cuts)) if self.shuffle else np.arange(len(self._cuts))
+        pairs, cuts = self._epoch(rng)  # (N,)
+        batches = rng.permutation(self.num_steps) if self.shuffle else np.arange(self.num_steps)
         for step, part in (divmod(batch, self.num_parts) for batch in range(len(self))):
-            start, end = self._cuts[batches[step], part : part + 2]
+            start, end = cuts[batches[step], part : part + 2]
             yield pairs[start:end].tolist()
 
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        """(N,) indices, longest first; equally long pairs by source less target, loosely if shuffled."""
-        tilt = self._tilt.astype(np.float64)
+    def _epoch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Indices (N,) in the order of this epoch, and where they are cut (steps, num_parts + 1)."""
+        count, size = self._longer.shape
+        if count == 1:
+            return self._order(rng, self._longer[0], self._tilt[0]), self._cuts
+        drawn = rng.integers(count, size=size), np.arange(size)
+        longer = self._longer[drawn]
+        order, descending = self._order(rng, longer, self._tilt[drawn]), _down(longer)
+        bounds = _bounds_of_steps(descending, self.num_steps, self.tokens_per_batch * self.num_parts, self.num_parts)
+        return drawn[0][order] * size + order, self._cut_steps(descending, bounds)
+
+    def _order(self, rng: np.random.Generator, longer: np.ndarray, tilt: np.ndarray) -> np.ndarray:
+        """(N,) pairs, longest first; equally long ones by source less target, loosely if shuffled."""
+        tilt = tilt.astype(np.float64)
         if self.shuffle:
-            tilt += rng.uniform(0.0, 1.0, len(tilt)) * (1.0 + TILT_JITTER * self._longer)
+            tilt += rng.uniform(0.0, 1.0, len(tilt)) * (1.0 + TILT_JITTER * longer)
         # up for even lengths and down for odd ones: where two lengths meet in a batch, the tilts are alike too
-        tilt[self._longer % 2 == 1] *= -1
-        return np.lexsort((tilt, -self._longer))
+        tilt[longer % 2 == 1] *= -1
+        return np.lexsort((tilt, -longer))
+
+    def _cut_steps(self, descending: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
+        """(steps, num_parts + 1): where the micro-batches of each step begin and end in `descending` (N,) lengths."""
+        cuts = [_cut(descending[start:end], self.num_parts, self.tokens_per_batch) for start, end in pairwise(bounds)]
+        return np.array(bounds[:-1])[:, None] + np.array(cuts)
+
+
+def _down(lengths: np.ndarray) -> np.ndarray:
+    return -np.sort(-lengths)
+
+
+def _bounds_of_steps(descending: np.ndarray, steps: int, budget: int, num_parts: int) -> list[int]:
+    """`_global_bounds` at the least budget, near the one given, that makes do with so many steps; exactly so many."""
+    least, most = int(descending[0]), 2 * max(budget, int(descending[0]) * num_parts)
+    budgets = range(least, most + 1)
+    found = bisect_left(budgets, True, key=lambda b: len(_global_bounds(descending, b, num_parts)) <= steps + 1)
+    bounds = _global_bounds(descending, budgets[min(found, len(budgets) - 1)], num_parts)
+    while len(bounds) < steps + 1:  # what one more token would have split
+        widest = max(range(len(bounds) - 1), key=lambda step: bounds[step + 1] - bounds[step])
+        bounds.insert(widest + 1, (bounds[widest] + bounds[widest + 1]) // 2)
+    if len(bounds) > steps + 1 or min(end - start for start, end in pairwise(bounds)) < num_parts:
+        return [len(descending) * step // steps for step in range(steps + 1)]  # a few pairs: even shares
+    return bounds
 
 
 def _global_bounds(descending: np.ndarray, budget: int, num_parts: int) -> list[int]:
@@ -153,8 +204,9 @@ def _fill(lengths: list[int], num_parts: int, ceiling: int) -> list[int]:
 
 
 def padding_share(lengths: Sequence[int] | np.ndarray, batches: Iterable[Sequence[int]]) -> float:
-    """Share of the cells of all batches that hold padding, 0 to 1. `lengths`: (N,) one side, or (N, 2) both sides."""
-    sides = np.asarray(lengths).reshape(len(lengths), -1)
+    """Share of the cells of all batches that hold padding, 0 to 1. `lengths`: (N,) one side, (..., 2) both sides."""
+    sides = np.asarray(lengths)
+    sides = sides.reshape(-1, sides.shape[-1] if sides.ndim > 1 else 1)  # (N, 1 | 2)
     tokens = cells = 0
     for batch in batches:
         rows = sides[np.asarray(batch)]  # (B, 1 | 2)

@@ -4,7 +4,8 @@
 - Only training pairs are ever dropped. Validation and test keep each row in its place; what is odd there is counted.
 - No sentence is cut. A training pair over the maximum lengths is dropped and counted.
 - Tokenised pairs are cached by content: texts, tokenizer, prefix and library versions, wherever the texts come from.
-- BPE dropout (Provilkov et al. 2020, arXiv:1910.13267) cuts training pairs anew each time they are read.
+- BPE dropout (Provilkov et al. 2020, arXiv:1910.13267) cuts each training pair in several ways, of which every epoch
+  draws one.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tokenizers
+import torch
 import transformers
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
@@ -151,17 +154,16 @@ def tokenize_pairs(
     *,
     split: str,
     counts: FilterCounts | None = None,
-) -> tuple[Dataset, FilterCounts]:
+) -> tuple[Dataset | SegmentedPairs, FilterCounts]:
     """Token ids of each pair, and `counts` with "too long" added: over `max_source_length` or `max_target_length`.
 
     Columns: `input_ids` of the prefixed source, `labels` of the target (both with the end of sentence) and `length`,
     the longer of the two. A loaded tokenizer does what it does for targets (Marian's second vocabulary, mBART's
     language code). Training pairs that are too long are dropped; others stay, since they can be translated.
 
-    With `bpe_dropout` a training row gives `input_ids` and `labels` alone, cut at random at each reading.
-    `pair_lengths` still tells the lengths without dropout, so batches go over their budget (by an eighth or so, at
-    0.1). A sentence that dropout makes longer than its maximum is read without it. The random numbers of `tokenizers`
-    can't be seeded, so such a run can't be repeated bit for bit.
+    With `bpe_dropout` training pairs come in `bpe_dropout_samples` segmentations each. A sentence that dropout makes
+    longer than its maximum is left whole. The random numbers of `tokenizers` can't be seeded: what was drawn is kept
+    in the cache, and a run that finds it there goes on, or is repeated, bit for bit.
 
     Raises:
         InputError: no training pair is left, or the tokenizer has no merges to drop.
@@ -174,21 +176,36 @@ def tokenize_pairs(
     if split != "train":
         return tokenized, counts
     _check_left(counts)
-    if data.bpe_dropout:
-        tokenized = concatenate_datasets([tokenized, corpus.select_columns("translation")], axis=1)
-        tokenized.set_transform(DropoutEncoder(tokenizer, data))
-    return tokenized.select(np.flatnonzero(fits)), counts
+    rows = np.flatnonzero(fits)
+    if not data.bpe_dropout:
+        return tokenized.select(rows), counts
+    corpus, tokenized = corpus.select(rows), tokenized.select(rows)
+    return SegmentedPairs(_segmentations(corpus, tokenized, tokenizer, data)), counts
 
 
 def _tokenize_cached(corpus: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> Dataset:
-    key = _content_key(corpus, tokenizer, data)
+    encode = partial(_encode_batch, tokenizer=tokenizer, data=data)
+    return _map_cached(corpus, encode, _content_key(corpus, tokenizer, data), data)
+
+
+def _segmentations(
+    corpus: Dataset, whole: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataArguments
+) -> list[Dataset]:
+    """The pairs of `corpus`, of which `whole` has the tokens, cut at random as often as `data` says."""
+    encode = DropoutEncoder(tokenizer, data)
+    limits = [data.bpe_dropout, data.max_source_length, data.max_target_length]
+    key = "-".join(map(str, [_content_key(corpus, tokenizer, data), *limits]))
+    both = concatenate_datasets([whole, corpus.select_columns("translation")], axis=1)
+    return [_map_cached(both, encode, f"{key}-{number}", data) for number in range(data.bpe_dropout_samples)]
+
+
+def _map_cached(pairs: Dataset, encode: Callable[..., Any], key: str, data: DataArguments) -> Dataset:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_mt"
     folder.mkdir(parents=True, exist_ok=True)
-    return corpus.map(
-        _encode_batch,
-        fn_kwargs={"tokenizer": tokenizer, "data": data},
+    return pairs.map(
+        encode,
         batched=True,
-        remove_columns=corpus.column_names,
+        remove_columns=pairs.column_names,
         features=COLUMNS,
         num_proc=data.preprocessing_num_workers if data.preprocessing_num_workers > 1 else None,
         cache_file_name=str(folder / f"tokenized-{key}.arrow"),
@@ -232,7 +249,7 @@ def _ended(ids: list[int], eos_token_id: int) -> list[int]:
 
 
 class DropoutEncoder:
-    """Tokenises a batch of rows with BPE dropout; a transform for `Dataset.set_transform`.
+    """Tokenises a batch of rows with BPE dropout; rows that it makes too long keep the tokens that they have.
 
     Raises:
         InputError: the tokenizer isn't a BPE tokenizer of the `tokenizers` package.
@@ -248,17 +265,39 @@ class DropoutEncoder:
             )
         model.dropout = data.bpe_dropout
 
-    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[list[int]]]:
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         dropped = _encode_batch(batch, self.tokenizer, self.data)
         limits = {"input_ids": self.data.max_source_length, "labels": self.data.max_target_length}
-        return {
+        rows = {
             side: [new if len(new) <= limit else old for new, old in zip(dropped[side], batch[side], strict=True)]
             for side, limit in limits.items()
         }
+        return {**rows, "length": [max(len(ids) for ids in pair) for pair in zip(*rows.values(), strict=True)]}
 
 
-def pair_lengths(tokenized: Dataset) -> np.ndarray:
-    """(N, 2) tokens of source and target of each pair, without any BPE dropout."""
+class SegmentedPairs(torch.utils.data.Dataset):
+    """Pairs that are cut into tokens in several ways; which way an epoch reads is the sampler's to draw.
+
+    Args:
+        cuts: K data sets of the same N pairs.
+    """
+
+    def __init__(self, cuts: Sequence[Dataset]) -> None:
+        self.cuts = cuts
+
+    def __len__(self) -> int:
+        return len(self.cuts[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The `index % N`-th pair as the `index // N`-th data set has it."""
+        cut, row = divmod(index, len(self))
+        return self.cuts[cut][row]
+
+
+def pair_lengths(tokenized: Dataset | SegmentedPairs) -> np.ndarray:
+    """(N, 2) tokens of source and target of each pair; (K, N, 2) where it has K segmentations."""
+    if isinstance(tokenized, SegmentedPairs):
+        return np.stack([pair_lengths(cut) for cut in tokenized.cuts])
     return np.stack([pc.list_value_length(side).to_numpy() for side in _token_columns(tokenized)], axis=1)
 
 
@@ -281,7 +320,7 @@ class TokenCounts:
 class PreparedData:
     """Tokenised splits, and what is told about them. `sources` and `references` hold the texts of all but training."""
 
-    train: Dataset | None
+    train: Dataset | SegmentedPairs | None
     validation: Dataset | None
     test: Dataset | None
     sources: dict[str, list[str]]
@@ -315,7 +354,7 @@ def prepare_data(
     """
     if counts is None:
         corpus, counts = filter_corpus(corpus, data)
-    tokenized: dict[str, Dataset] = {}
+    tokenized: dict[str, Any] = {}
     finished = []
     for count in counts:
         tokenized[count.split], count = tokenize_pairs(
@@ -334,7 +373,9 @@ def prepare_data(
     )
 
 
-def _token_counts(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenCounts]:
+def _token_counts(tokenized: Dataset | SegmentedPairs, tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenCounts]:
+    if isinstance(tokenized, SegmentedPairs):
+        tokenized = concatenate_datasets(list(tokenized.cuts))
     counts = {}
     lengths = pair_lengths(tokenized)
     for side, name in enumerate(("source", "target")):

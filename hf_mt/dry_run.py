@@ -66,10 +66,10 @@ def _tokenised_pairs(trainer: TranslationTrainer) -> list[str]:
 def _batches(trainer: TranslationTrainer) -> list[str]:
     lengths = pair_lengths(trainer.train_dataset)
     batches = list(training_sampler(trainer.train_dataset, trainer.args))
-    sizes = [len(batch) for batch in batches]
+    pairs = sum(map(len, batches)) / len(batches)
     return [
-        f"batches   {len(batches):,} an epoch, {sum(sizes) / len(sizes):.1f} pairs and "
-        f"{lengths[:, 1].sum() / len(batches):,.0f} target tokens each, {padding_share(lengths, batches):.1%} padding",
+        f"batches   {len(batches):,} an epoch, {pairs:.1f} pairs and {lengths[..., 1].mean() * pairs:,.0f} target "
+        f"tokens each, {padding_share(lengths, batches):.1%} padding",
         f"model     {sum(weight.numel() for weight in trainer.model.parameters()):,} parameters",
     ]
 

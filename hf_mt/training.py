@@ -31,7 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
-from hf_mt.data import PreparedData, pair_lengths
+from hf_mt.data import PreparedData, SegmentedPairs, pair_lengths
 from hf_mt.generation import generate_batch, is_search, length_limits
 from hf_mt.hardware import side_by_side
 from hf_mt.losses import loss_sums
@@ -70,7 +70,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         args: TranslationTrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | SegmentedPairs | None = None,
         eval_dataset: Dataset | None = None,
         score: Callable[[Sequence[str], Sequence[str]], Scores] | None = None,
         label_smoothing: float = 0.0,
@@ -117,6 +117,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Token-budget batches, shuffled by seed and epoch, dealt to the processes by Accelerate."""
         args: TranslationTrainingArguments = self.args
         self.train_sampler = training_sampler(self.train_dataset, args)
+        self.train_sampler.check_same_everywhere()
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=self.train_sampler,
@@ -367,7 +368,7 @@ def with_texts(data: PreparedData, split: str) -> Dataset | None:
     return tokenized.add_column("source", data.sources[split]).add_column("target", data.references[split])
 
 
-def training_sampler(dataset: Dataset, args: TranslationTrainingArguments) -> TokenBatchSampler:
+def training_sampler(dataset: Dataset | SegmentedPairs, args: TranslationTrainingArguments) -> TokenBatchSampler:
     """The batches of training: by tokens, or by sentences as long as the arguments say so."""
     lengths, budget = pair_lengths(dataset), args.tokens_per_batch
     if args.sentences_per_batch is not None:  # a sentence is one unit, whatever its length

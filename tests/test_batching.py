@@ -1,6 +1,6 @@
 """Batches keep their budget, lose and repeat nothing, and are the same for every way to lay out a step."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,3 +232,60 @@ def test_collator_passes_on_the_index() -> None:
     batch = TranslationCollator(TOKENIZER, label_pad=0)(rows)
     assert batch["index"].tolist() == [7, 3]
     assert "index" not in TranslationCollator(TOKENIZER)([{"input_ids": [1], "labels": [2]}])
+
+
+# --- several segmentations of each pair
+
+
+SEGMENTED = st.tuples(st.integers(2, 3), st.integers(1, 40), st.integers(0, 2**16)).map(
+    lambda drawn: np.random.default_rng(drawn[2]).integers(1, 13, (*drawn[:2], 2))
+)  # (K, N, 2)
+
+
+@given(lengths=SEGMENTED, parts=PARTS, epoch=st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_reads_each_pair_once_in_one_of_its_segmentations(lengths, parts, epoch) -> None:
+    size = lengths.shape[1]
+    assume(size >= parts)
+    sampler = TokenBatchSampler(lengths, tokens_per_batch=24, num_parts=parts)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) and all(batches)
+    assert sorted(index % size for index in chain(*batches)) == list(range(size))
+    assert max(chain(*batches)) < lengths.shape[0] * size
+
+
+def test_epochs_draw_other_segmentations_and_all_processes_the_same() -> None:
+    lengths = np.stack([corpus(2000, seed) for seed in range(4)])
+    one, two = (TokenBatchSampler(lengths, tokens_per_batch=800 // parts, num_parts=parts) for parts in (1, 2))
+    assert steps(one) == steps(two)
+    drawn = np.array(sorted(chain(*one), key=lambda index: index % 2000)) // 2000
+    one.set_epoch(1)
+    again = np.array(sorted(chain(*one), key=lambda index: index % 2000)) // 2000
+    assert np.bincount(drawn, minlength=4).min() > 400 and 0.2 < (drawn == again).mean() < 0.3
+
+
+def test_segmentations_are_batched_by_the_lengths_that_are_read() -> None:
+    rng = np.random.default_rng(0)
+    lengths = corpus(4000)[None] + rng.integers(0, 8, (4, 4000, 2))
+    sampler = TokenBatchSampler(lengths, tokens_per_batch=2000)
+    flat = lengths.reshape(-1, 2)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert max(len(batch) * flat[batch].max() for batch in batches) < 2000 * 1.03
+        assert padding_share(lengths, batches) < 0.12
+    blind = list(TokenBatchSampler(lengths[0], tokens_per_batch=2000))
+    other = [[index + 4000 for index in batch] for batch in blind]
+    assert padding_share(lengths, other) > 0.2
+
+
+def test_processes_with_other_pairs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, other = (TokenBatchSampler(corpus(50, seed), tokens_per_batch=200) for seed in (0, 1))
+    monkeypatch.setattr(batching, "gather_object", lambda digests: 2 * digests)
+    sampler.check_same_everywhere()
+    digests: list[str] = []
+    monkeypatch.setattr(batching, "gather_object", lambda found: digests.extend(found) or digests)
+    other.check_same_everywhere()
+    with pytest.raises(InputError, match="Processes have different training pairs"):
+        sampler.check_same_everywhere()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -227,20 +228,38 @@ def test_end_of_sentence_is_there_once(tokenizer: PreTrainedTokenizerFast) -> No
     assert row["input_ids"] == [*endless("house")["input_ids"], 2] and row["labels"] == [2]
 
 
-def test_dropout_cuts_training_text_anew(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_dropout_cuts_training_text_in_several_ways(tokenizer: PreTrainedTokenizerFast) -> None:
     corpus = DatasetDict(train=pairs(*sentences(60)), validation=pairs(*sentences(20)))
-    data = replace(DATA, bpe_dropout=0.3, drop_duplicates=False)
+    data = replace(DATA, bpe_dropout=0.3, bpe_dropout_samples=3, drop_duplicates=False)
     plain, dropped = (prepare_data(corpus, tokenizer, d) for d in (replace(data, bpe_dropout=0.0), data))
-    first, again = dropped.train[:], dropped.train[:]
-    assert first["input_ids"] != again["input_ids"] != plain.train[:]["input_ids"] == plain.train[:]["input_ids"]
-    assert sum(map(len, first["labels"])) > sum(map(len, plain.train[:]["labels"]))
-    for ids, (source, _) in zip(first["input_ids"], sentences(60), strict=True):
-        assert tokenizer.decode(ids, skip_special_tokens=True) == source and ids[-1] == 2
+    assert len(dropped.train) == len(plain.train) == 60
+    rows = [dropped.train[index] for index in range(180)]
+    ways = [[row["input_ids"] for row in rows[start : start + 60]] for start in (0, 60, 120)]
+    assert ways[0] != ways[1] != ways[2] != ways[0] != plain.train[:]["input_ids"]
+    assert sum(len(row["labels"]) for row in rows) > 3 * sum(map(len, plain.train[:]["labels"]))
+    for row, (source, _) in zip(rows, 3 * sentences(60), strict=True):
+        assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == source and row["input_ids"][-1] == 2
+        assert row["length"] == max(len(row["input_ids"]), len(row["labels"]))
+    lengths = pair_lengths(dropped.train)
+    assert lengths.reshape(-1, 2).tolist() == [[len(row["input_ids"]), len(row["labels"])] for row in rows]
     assert dropped.validation[:] == plain.validation[:]
     assert tokenizer._tokenizer.model.dropout is None
-    assert pair_lengths(dropped.train).tolist() == pair_lengths(plain.train).tolist()
-    batch = TranslationCollator(tokenizer)([dropped.train[index] for index in (5, 7)])
-    assert batch["labels"].shape[0] == 2
+    assert dropped.tokens["train"]["source"].mean == round(float(lengths[..., 0].mean()), 2)
+    with pytest.raises(IndexError):
+        dropped.train[180]
+
+
+def test_what_dropout_drew_is_kept_for_the_next_run(tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = DatasetDict(train=pairs(*sentences(60)))
+
+    def cuts(**changes: Any) -> list[list[int]]:
+        data = replace(DATA, bpe_dropout=0.3, bpe_dropout_samples=2, **changes)
+        train = prepare_data(corpus, tokenizer, data).train
+        return [train[index]["input_ids"] for index in range(2 * len(train))]
+
+    first = cuts()
+    assert cuts() == first
+    assert cuts(max_source_length=DATA.max_source_length + 1) != first  # drawn by themselves
 
 
 def test_dropout_respects_maximum_lengths_and_needs_merges(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -248,10 +267,10 @@ def test_dropout_respects_maximum_lengths_and_needs_merges(tokenizer: PreTrained
     corpus = pairs(*texts)
     longest = pair_lengths(tokenize_pairs(corpus, tokenizer, DATA, split="train")[0]).max(axis=0)
     data = replace(DATA, bpe_dropout=0.5, max_source_length=int(longest[0]), max_target_length=int(longest[1]))
-    unlimited = tokenize_pairs(corpus, tokenizer, replace(DATA, bpe_dropout=0.5), split="train")[0][:]
-    limited = tokenize_pairs(corpus, tokenizer, data, split="train")[0][:]
-    assert max(map(len, unlimited["input_ids"])) > longest[0]
-    assert max(map(len, limited["input_ids"])) <= longest[0] and max(map(len, limited["labels"])) <= longest[1]
+    unlimited = pair_lengths(tokenize_pairs(corpus, tokenizer, replace(DATA, bpe_dropout=0.5), split="train")[0])
+    limited = pair_lengths(tokenize_pairs(corpus, tokenizer, data, split="train")[0])
+    assert (unlimited.max(axis=(0, 1)) > longest).any()
+    assert (limited.max(axis=(0, 1)) <= longest).all()
     unigram = train_tokenizer([text for pair in texts for text in pair], vocab_size=100, tokenizer_type="unigram")
     with pytest.raises(InputError, match="bpe_dropout is 0.5, but the tokenizer's model is Unigram"):
         tokenize_pairs(corpus, unigram, data, split="train")
