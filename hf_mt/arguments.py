@@ -386,8 +386,8 @@ def _help_entry(key: Key) -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as one
-    line and 130; any other exception keeps its traceback.
+    """Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as
+    one line and 130; any other exception keeps its traceback.
     """
     try:
         main()

@@ -37,6 +37,7 @@ from hf_mt.text_files import write_whole
 
 METADATA = re.compile(r"\s*</?[A-Za-z][\w.-]*(\s[^<>]*)?/?>")  # a line that begins with a tag: <url>, <doc id="3">
 SHORT_SENTENCE = 10  # characters; shorter ones count as this long in the length ratio, for "OK" may become "D'accord"
+HISTOGRAM_WIDTH = 5  # tokens
 COLUMNS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "length": Value("int32")})
 
 
@@ -232,16 +233,21 @@ def _content_key(corpus: Dataset, tokenizer: PreTrainedTokenizerBase, data: Data
 def _encode_batch(
     batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, data: DataArguments
 ) -> dict[str, list[Any]]:
+    sources, targets = ([pair[side] for pair in batch["translation"]] for side in (data.source_lang, data.target_lang))
+    rows = encode_pairs(sources, targets, tokenizer, source_prefix=data.source_prefix)
+    return {**rows, "length": [max(map(len, pair)) for pair in zip(*rows.values(), strict=True)]}
+
+
+def encode_pairs(
+    sources: Sequence[str], targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, source_prefix: str = ""
+) -> dict[str, list[list[int]]]:
+    """`input_ids` of sources and `labels` of targets, each with its end of sentence; nothing is cut."""
     encoded = tokenizer(
-        [data.source_prefix + pair[data.source_lang] for pair in batch["translation"]],
-        text_target=[pair[data.target_lang] for pair in batch["translation"]],
+        [source_prefix + source for source in sources],
+        text_target=list(targets),
         verbose=False,  # no warning about the model's length: too long pairs are counted
     )
-    sources, targets = (
-        [_ended(ids, tokenizer.eos_token_id) for ids in encoded[key]] for key in ("input_ids", "labels")
-    )
-    lengths = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
-    return {"input_ids": sources, "labels": targets, "length": lengths}
+    return {key: [_ended(ids, tokenizer.eos_token_id) for ids in encoded[key]] for key in ("input_ids", "labels")}
 
 
 def _ended(ids: list[int], eos_token_id: int) -> list[int]:
@@ -272,7 +278,7 @@ class DropoutEncoder:
             side: [new if len(new) <= limit else old for new, old in zip(dropped[side], batch[side], strict=True)]
             for side, limit in limits.items()
         }
-        return {**rows, "length": [max(len(ids) for ids in pair) for pair in zip(*rows.values(), strict=True)]}
+        return {**rows, "length": [max(map(len, pair)) for pair in zip(*rows.values(), strict=True)]}
 
 
 class SegmentedPairs(torch.utils.data.Dataset):
@@ -314,6 +320,7 @@ class TokenCounts:
     percentile_95: float
     max: int
     unknown: int
+    histogram: list[int]  # sentences of 1 to HISTOGRAM_WIDTH tokens, of as many more, and so on
 
 
 @dataclass(frozen=True)
@@ -384,6 +391,7 @@ def _token_counts(tokenized: Dataset | SegmentedPairs, tokenizer: PreTrainedToke
             mean=round(float(lengths[:, side].mean()), 2),
             percentile_95=float(np.percentile(lengths[:, side], 95)),
             max=int(lengths[:, side].max()),
+            histogram=np.bincount((lengths[:, side] - 1).clip(0) // HISTOGRAM_WIDTH).tolist(),
             unknown=0 if tokenizer.unk_token_id is None else int((ids == tokenizer.unk_token_id).sum()),
         )
     return counts

@@ -21,26 +21,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
 from hf_mt.markdown import Markup, code, fenced, folded, inert, number, table
 from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
-from hf_mt.reporting import series
-from hf_mt.run_record import Run, hub_name, read_run, without_path
+from hf_mt.run_record import METRICS, Run, hub_name, read_run, without_path
 from hf_mt.text_files import write_whole
+from hf_mt.verdict import series
 
 
 logger = logging.getLogger(__name__)
 
 MARKER = "Written by hf_mt from the files of the run; delete this line to keep changes of your own."
-METRICS = {
-    "bleu": "BLEU",
-    "bleu_lc_tok": "BLEU of lower-cased tokens",
-    "chrf": "chrF",
-    "ter": "TER",
-    "loss": "Negative log-likelihood, nats per target token",
-    "perplexity": "Perplexity per target token",
-    "accuracy": "Token accuracy, given the reference so far",
-    "length_ratio": "Length ratio, output to reference",
-    "empty_hypotheses": "Empty outputs",
-    "cut_off": "Share of outputs cut at their length limit",
-}
 HEADLINES = ("bleu", "bleu_lc_tok", "chrf")
 LOG_COLUMNS = {
     "loss": "Training loss",

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from hf_mt.arguments import TranslationTrainingArguments
 from hf_mt.model.loss_hf_mt import LossSums
 from hf_mt.text_files import write_whole
+from hf_mt.tracking import log_samples
 
 
 SAMPLE_TEXTS = ("source", "reference", "hypothesis")
@@ -135,7 +136,7 @@ class ProgressLines(TrainerCallback):
         tqdm.write("\n".join(lines))
         write_samples(Path(args.output_dir) / "samples.jsonl", samples, state.global_step)
         if "wandb" in (args.report_to or ()):
-            _log_samples_to_wandb(samples)
+            log_samples(samples)
 
     def _samples(self, number: int, state: TrainerState) -> list[dict[str, Any]]:
         """Sentences spread evenly over the development set, the same each time."""
@@ -195,12 +196,3 @@ def write_samples(path: Path, samples: list[dict[str, Any]], step: int) -> None:
         kept = [line for line in path.read_text("utf-8").split("\n")[:-1] if json.loads(line)["step"] < step]
     lines = kept + [json.dumps(row, ensure_ascii=False) for row in samples]
     write_whole(path, "".join(f"{line}\n" for line in lines))
-
-
-def _log_samples_to_wandb(samples: list[dict[str, Any]]) -> None:
-    import wandb
-
-    if wandb.run is not None and samples:
-        columns = list(samples[0])
-        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in samples])
-        wandb.log({"samples": table})

@@ -13,7 +13,10 @@ from datasets import Dataset
 
 from hf_mt import __version__
 from hf_mt.arguments import Experiment
+from hf_mt.environment import environment
 from hf_mt.hardware import machine
+from hf_mt.scores import write_sentence_scores
+from hf_mt.slices import write_analysis
 from hf_mt.text_files import one_line, write_whole
 from hf_mt.training import TranslationTrainer
 
@@ -40,8 +43,11 @@ def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Da
             write_whole(
                 folder / "generated_predictions.txt", "".join(f"{one_line(text)}\n" for text in output.predictions)
             )
+            texts = test_dataset["source"], output.predictions, test_dataset["target"]
+            write_sentence_scores(folder / "test_scores.tsv", write_analysis(folder / "test_analysis.json", *texts))
     results = {**metrics, **_about(trainer, experiment)}
     if args.should_save:
+        write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
         write_whole(folder / "all_results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 

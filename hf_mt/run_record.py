@@ -16,12 +16,31 @@ import yaml
 
 from hf_mt.arguments import SECRET_KEYS, InputError
 from hf_mt.model import HfMtConfig
-from hf_mt.reporting import best_point
+from hf_mt.verdict import best_point
 
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NAME_KEYS = frozenset({"dataset_name", "model_name_or_path", "tokenizer_name", "hub_model_id"})
 TEXT_KEYS = frozenset({"source_prefix"})  # a slash in them is no path
+
+
+METRICS = {
+    "bleu": "BLEU",
+    "bleu_lc_tok": "BLEU of lower-cased tokens",
+    "chrf": "chrF",
+    "chrf_pp": "chrF++",
+    "ter": "TER",
+    "loss": "Negative log-likelihood, nats per target token",
+    "perplexity": "Perplexity per target token",
+    "accuracy": "Token accuracy, given the reference so far",
+    "length_ratio": "Length ratio, output to reference",
+    "empty_hypotheses": "Empty outputs",
+    "cut_off": "Share of outputs cut at their length limit",
+    "repeated": "Share of outputs with a loop of words",
+    "copied_source": "Share of outputs that are their source",
+    "copied_words": "Share of words copied from the source",
+    "numbers_lost": "Share of the source's numbers lost",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Run:
     results: dict[str, Any]
     log_history: list[dict[str, Any]]
     best_step: int | None
+    max_steps: int | None
     settings: dict[str, Any]  # without secrets and local paths
     data_table: dict[str, Any]
     samples: list[dict[str, Any]]  # of the kept checkpoint
@@ -54,8 +74,8 @@ def read_run(run_folder: Path, *, name: str) -> Run:
     """Read what the card needs; raises InputError for a missing folder or an unreadable file."""
     if not run_folder.is_dir():
         raise InputError(f"{run_folder} is no folder; name the folder of a run, which holds config.json")
-    state = _mapping(_artefact(run_folder, "trainer_state.json"))
-    settings = _mapping(_artefact(run_folder, "config_resolved.yaml"), yaml.safe_load)
+    state = read_mapping(_artefact(run_folder, "trainer_state.json"))
+    settings = read_mapping(_artefact(run_folder, "config_resolved.yaml"), yaml.safe_load)
     samples = _parsed(_artefact(run_folder, "samples.jsonl"), _lines) or []
     history = state.get("log_history", [])
     best = best_point(history)
@@ -65,12 +85,13 @@ def read_run(run_folder: Path, *, name: str) -> Run:
     return Run(
         folder=run_folder,
         name=name,
-        config=_mapping(run_folder / "config.json"),
-        results=_mapping(_artefact(run_folder, "all_results.json")),
+        config=read_mapping(run_folder / "config.json"),
+        results=read_mapping(_artefact(run_folder, "all_results.json")),
         log_history=history,
         best_step=kept,
+        max_steps=state.get("max_steps"),
         settings={key: without_path(key, value) for key, value in settings.items() if key not in SECRET_KEYS},
-        data_table=_mapping(_artefact(run_folder, "data_table.json")),
+        data_table=read_mapping(_artefact(run_folder, "data_table.json")),
         samples=[row for row in samples if row.get("step") == wanted],
     )
 
@@ -80,7 +101,8 @@ def _artefact(folder: Path, name: str) -> Path:
     return folder.parent / name if folder.name.startswith("checkpoint-") and not inside.exists() else inside
 
 
-def _mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """What a file holds, a mapping; an empty one if there is no file. Raises InputError if it holds something else."""
     found = _parsed(path, parse) or {}
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, but must hold keys and values; restore or delete it")

@@ -54,8 +54,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         tokenizer: Saved with every checkpoint; turns translations into text.
         train_dataset: Rows with `input_ids`, `labels` and their lengths.
         eval_dataset: Rows with `input_ids` and `labels`, and the texts `source` and `target`; see `with_texts`.
-        score: Scores of hypotheses against references, as `hf_mt.evaluation.corpus_scores`; text values (signatures)
-            are kept out of the log.
+        score: Scores of sources, hypotheses and references, as `hf_mt.slices.describe_outputs`; text values
+            (signatures) are kept out of the log.
         label_smoothing: For models that bring no smoothing of their own; ours have it in their configuration.
         publish: Called with the folder of each checkpoint to push, if `push_to_hub` is set.
         callbacks: In addition to those that the arguments ask for.
@@ -72,7 +72,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         *,
         train_dataset: Dataset | SegmentedPairs | None = None,
         eval_dataset: Dataset | None = None,
-        score: Callable[[Sequence[str], Sequence[str]], Scores] | None = None,
+        score: Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores] | None = None,
         label_smoothing: float = 0.0,
         publish: Callable[[Path], object] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -281,7 +281,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         scores: list[Any] = [None]
         if self.score is not None:
             if self.is_world_process_zero():
-                scores = [dict(self.score([text for _, text, _ in rows], dataset["target"]))]
+                scores = [dict(self.score(dataset["source"], [text for _, text, _ in rows], dataset["target"]))]
             broadcast_object_list(scores)
             self.signatures.update({k: v for k, v in scores[0].items() if isinstance(v, str)})
             metrics.update({k: v for k, v in scores[0].items() if not isinstance(v, str)})

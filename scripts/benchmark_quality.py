@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_mt.arguments import Experiment, InputError, parse_experiment, run_script
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus
-from hf_mt.evaluation import corpus_scores, scores_of_tokenized
 from hf_mt.hardware import available_cores
 from hf_mt.markdown import table
 from hf_mt.run_folder import CONFIG_NAME
+from hf_mt.scores import corpus_scores, scores_of_tokenized
 from hf_mt.text_files import write_whole
 
 

@@ -17,7 +17,7 @@ import sys
 from hf_mt.arguments import run_script
 from hf_mt.evaluation import evaluate_model, parse_evaluation
 from hf_mt.progress import quiet_libraries
-from hf_mt.reporting import print_scores
+from hf_mt.tables import print_scores
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ accelerate launch scripts/train.py configs/quickstart.yaml
 accelerate launch scripts/train.py configs/quickstart.yaml --position_encoding alibi --learning_rate 1e-3
 """
 
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,15 +13,16 @@ from hf_mt.arguments import parse_experiment, run_script
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, format_table, prepare_data
 from hf_mt.dry_run import dry_run
-from hf_mt.evaluation import corpus_scores, scores_of_tokenized
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
 from hf_mt.models import check_architecture, load_or_build_model
 from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
+from hf_mt.slices import describe_outputs
 from hf_mt.summary import summarise
 from hf_mt.tokenization import get_tokenizer
+from hf_mt.tracking import log_results
 from hf_mt.training import TranslationTrainer, last_checkpoint, with_texts
 
 
@@ -47,7 +49,7 @@ def main() -> None:
         tokenizer,
         train_dataset=data.train,
         eval_dataset=sets["validation"],
-        score=scores_of_tokenized if args.tokenized_scores else corpus_scores,
+        score=partial(describe_outputs, tokenized=args.tokenized_scores),
         label_smoothing=experiment.architecture.get("label_smoothing", 0.0),
         publish=publish,
     )
@@ -58,9 +60,11 @@ def main() -> None:
     checkpoint = last_checkpoint(folder)
     say(f"{'Resuming from ' + checkpoint if checkpoint else 'Training from the start'}, in {folder}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    finish(trainer, experiment, sets["test"])
+    results = finish(trainer, experiment, sets["test"])
     if args.should_save:
         say(summarise(folder, license=args.card_license, show_samples=args.card_samples))
+        if "wandb" in (args.report_to or ()):
+            log_results(folder, results)
         if publish is not None:
             say(f"Published at {publish(folder)}")
 

@@ -21,10 +21,10 @@ STAGES = {
     "data": {"batching", "data"},
     "model": {"model"},
     "translation": {"hardware", "search", "generation", "translation"},
-    "training": {"models", "losses", "optimizer", "averaging", "progress", "training", "dry_run", "results"},
-    "evaluation": {"evaluation"},
-    "reporting": {"markdown", "reporting"},
-    "hub": {"run_record", "model_card", "hub", "summary"},
+    "training": {"models", "losses", "optimizer", "averaging", "tracking", "progress", "training", "dry_run"},
+    "evaluation": {"environment", "scores", "slices", "significance", "scoring", "evaluation", "results"},
+    "reporting": {"attention", "verdict", "curves", "figures", "tables", "markdown", "run_record", "report"},
+    "hub": {"model_card", "hub", "summary"},
 }
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage}
 EXCEPTIONS = {("arguments", "model")}  # keys of the architecture are the fields of its configuration
@@ -109,7 +109,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     ("line", "found"),
     [
         ("from hf_mt.hub import push", {"hub"}),
-        ("import hf_mt.reporting", {"reporting"}),
+        ("import hf_mt.report", {"report"}),
         ("from hf_mt import training", {"training"}),
         ("def later():\n    from hf_mt.hub import push", {"hub"}),
         ("from hf_mt.arguments import InputError", set()),

@@ -22,14 +22,13 @@ from hypothesis import strategies as st
 from random_models import MODELS, SENTENCES, word_tokenizer
 
 from hf_mt import InputError
-from hf_mt.evaluation import (
-    EvaluationArguments,
+from hf_mt.evaluation import EvaluationArguments, evaluate_model, parse_evaluation
+from hf_mt.scores import (
     SentenceScore,
     TranslationMetric,
     _packages_only,
     corpus_scores,
-    evaluate_model,
-    parse_evaluation,
+    read_sentence_scores,
     scores_of_tokenized,
     sentence_scores,
     write_sentence_scores,
@@ -50,9 +49,12 @@ def command_line(folder: Path, references: list[list[str]], *options: str) -> di
         paths.append(folder / name)
         paths[-1].write_text("".join(f"{line}\n" for line in lines), "utf-8")
     command = [sys.executable, "-m", "sacrebleu", *map(str, paths[1:]), "-i", str(paths[0]), "-w", "12"]
-    command += ["-m", "bleu", "chrf", "ter", "-f", "json", *options]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {row["name"]: (row["score"], row["signature"]) for row in json.loads(output)}
+    command += ["-f", "json", *options]
+    found = []
+    for metrics in (["-m", "bleu", "chrf", "ter"], ["-m", "chrf", "bleu", "--chrf-word-order", "2"]):
+        output = subprocess.run([*command, *metrics], capture_output=True, text=True, check=True).stdout
+        found += json.loads(output)
+    return {row["name"]: (row["score"], row["signature"]) for row in found}
 
 
 LOWER, LOWER_WORDS = {"lowercase": True, "tokenize": "none"}, ["-lc", "-tok", "none", "--chrf-lowercase"]
@@ -61,10 +63,10 @@ LOWER, LOWER_WORDS = {"lowercase": True, "tokenize": "none"}, ["-lc", "-tok", "n
 @pytest.mark.parametrize(
     "options, words, names, sets",
     [
-        ({}, [], ("bleu", "chrf", "ter"), [REFERENCES]),
-        ({}, [], ("bleu", "chrf", "ter"), [REFERENCES, SECOND]),
-        (LOWER, LOWER_WORDS, ("bleu_lc_tok", "chrf_lc", "ter"), [REFERENCES]),
-        ({"tokenize": "char"}, ["-tok", "char"], ("bleu_char", "chrf", "ter"), [REFERENCES]),
+        ({}, [], ("bleu", "chrf", "chrf_pp", "ter"), [REFERENCES]),
+        ({}, [], ("bleu", "chrf", "chrf_pp", "ter"), [REFERENCES, SECOND]),
+        (LOWER, LOWER_WORDS, ("bleu_lc_tok", "chrf_lc", "chrf_pp_lc", "ter"), [REFERENCES]),
+        ({"tokenize": "char"}, ["-tok", "char"], ("bleu_char", "chrf", "chrf_pp", "ter"), [REFERENCES]),
     ],
     ids=["default", "two references", "lower-cased and tokenised", "characters"],
 )
@@ -74,7 +76,7 @@ def test_scores_and_signatures_are_those_of_the_command(
     expected = command_line(tmp_path, sets, *words)
     scores = corpus_scores(HYPOTHESES, [list(refs) for refs in zip(*sets, strict=True)], **options)
 
-    for name, metric in zip(names, ("BLEU", "chrF2", "TER"), strict=True):
+    for name, metric in zip(names, ("BLEU", "chrF2", "chrF2++", "TER"), strict=True):
         assert (round(scores[name], 12), scores[f"{name}_signature"]) == expected[metric]
         assert "version:" in scores[f"{name}_signature"]
     assert set(scores) == {*names, *(f"{name}_signature" for name in names), "length_ratio", "empty_hypotheses"}
@@ -206,6 +208,7 @@ def test_table_of_sentences_can_be_read_back(texts: list[str], tmp_path_factory:
     assert lines[0].split("\t") == ["source", "hypothesis", "reference", "reference_2", "bleu", "chrf"]
     assert [unescape(field) for field in lines[1].split("\t")] == [*texts, "second", "12.5000", "50.0000"]
     assert lines[2].split("\t") == ["s", "h", "r", "", "0.0000", "0.0000"] and lines[3:] == [""]
+    assert read_sentence_scores(path) == [score, plain]
     if any(set(text) & set("\t\n") for text in texts):  # control: without escapes columns or lines move
         assert len("\t".join(texts).replace("\n", "\t").split("\t")) > 3
 

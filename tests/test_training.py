@@ -78,7 +78,7 @@ def arguments(folder: Path, **changes: Any) -> TranslationTrainingArguments:
     return TranslationTrainingArguments(output_dir=str(folder), **{**settings, **changes})
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+def score(sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
     right = sum(hypothesis == reference for hypothesis, reference in zip(hypotheses, references, strict=True))
     return {"bleu": 100 * right / len(references), "bleu_signature": "exact match"}
 

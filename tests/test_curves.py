@@ -9,7 +9,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from hf_mt.reporting import BLUE, GREY, ORANGE, RED, best_point, plot_curves, print_samples, print_scores, verdict
+from hf_mt.curves import BLUE, GREY, ORANGE, RED, plot_curves
+from hf_mt.tables import print_samples, print_scores
+from hf_mt.verdict import best_point, verdict
 
 
 Row = dict[str, Any]

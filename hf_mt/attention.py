@@ -1,0 +1,60 @@
+"""Which words of the source the decoder looks at: cross-attention of a translation, for a picture."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mt.data import encode_pairs
+from hf_mt.generation import position_limit
+from hf_mt.translation import Translator
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Attention of one sentence pair: rows are the target tokens to be predicted, columns the source tokens."""
+
+    source_tokens: list[str]
+    target_tokens: list[str]
+    weights: Tensor  # (layers, T, S), mean over heads; each row sums to 1
+
+
+@torch.no_grad()
+def cross_attention(translator: Translator, sources: Sequence[str], targets: Sequence[str]) -> list[CrossAttention]:
+    """Attention of each pair that the model has positions for, by a forward pass over the given targets.
+
+    It takes the eager kernel; the one that the model had is set again afterwards.
+    """
+    model, tokenizer = translator.model, translator.tokenizer
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the only kernel that gives its weights
+    rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
+    limit = position_limit(model) or math.inf
+    pairs = [pair for pair in zip(*rows.values(), strict=True) if max(map(len, pair)) <= limit]
+    found = [_one(model, tokenizer, *pair) for pair in pairs]
+    model.set_attn_implementation(before)
+    return found
+
+
+def _one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: list[int], target: list[int]
+) -> CrossAttention:
+    ids, labels = (torch.tensor([row], device=model.device) for row in (source, target))
+    output = model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=labels),
+        output_attentions=True,
+        use_cache=False,
+    )
+    weights = torch.stack([layer[0].float().mean(0) for layer in output.cross_attentions])  # (layers, T, S)
+    names = ([_shown(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in (source, target))
+    return CrossAttention(next(names), next(names), weights.cpu())
+
+
+def _shown(token: str) -> str:
+    """A subword without the mark of a word's beginning, which a picture has no room for."""
+    return token.replace("▁", " ").strip() or "▁"

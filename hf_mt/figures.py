@@ -1,0 +1,167 @@
+"""The pictures of a report: courses of training, scores by length, lengths of the data, attention.
+
+Each function gives a figure; `save_png` makes a file for a paper of it and `inline_svg` a part of a page that follows
+the page's colours, light or dark.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hf_mt.attention import CrossAttention
+from hf_mt.curves import INK, RULE, SOFT, save_png
+from hf_mt.verdict import finite, series
+
+
+__all__ = ["attention_figure", "course_figure", "histogram_figure", "inline_svg", "length_figure", "save_png"]
+
+COLOURS = ("#2f74d0", "#d0701a", "#159a78", "#b84aa0", "#8577f0", "#a08a10", "#d5455c", "#7b8798")
+THEME = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)"}
+PANELS = (
+    ("Loss, nats per target token", (("loss", ":"), ("eval_loss", "-")), 1.0),
+    ("Token accuracy, %", (("accuracy", ":"), ("eval_accuracy", "-")), 100.0),
+    ("Development BLEU", (("eval_bleu", "-"),), 1.0),
+    ("Learning rate", (("learning_rate", "-"),), 1.0),
+)  # title, series with their line styles, factor
+
+
+def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Literal["step", "epoch"]) -> Figure:
+    """Loss, accuracy, BLEU and learning rate of each run (`log_history` by name); training is dotted."""
+    figure, panels = _panels(2, 2, (10.5, 6.6))
+    for axes, (title, lines, factor) in zip(panels, PANELS, strict=True):
+        _style(axes, title)
+        axes.set_xlabel(unit, fontsize=9.5, color=SOFT)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        for number, log_history in enumerate(runs.values()):
+            for key, style in lines:
+                points = finite(series(log_history, key))
+                x, y = [getattr(point, unit) for point in points], [point.value * factor for point in points]
+                marker = "o" if len(points) == 1 or len(points) <= 30 and key.startswith("eval_") else ""
+                width = 1.8 if style == "-" else 1.3
+                axes.plot(x, y, style, color=_colour(number), linewidth=width, marker=marker, markersize=3.5)
+    _legend(figure, list(runs))
+    return figure
+
+
+def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name)."""
+    figure, (axes,) = _panels(1, 1, (10.5, 3.4))
+    names = list(dict.fromkeys(_bucket_name(bucket) for found in runs.values() for bucket in found["buckets"]))
+    counts: dict[str, int] = {}
+    width = 0.8 / len(runs)
+    for number, found in enumerate(runs.values()):
+        for bucket in found["buckets"]:
+            name = _bucket_name(bucket)
+            counts[name] = bucket["sentences"]
+            x = names.index(name) + (number - (len(runs) - 1) / 2) * width
+            axes.bar(x, bucket["bleu"], width * 0.92, color=_colour(number))
+            axes.annotate(f"{bucket['bleu']:.1f}", (x, bucket["bleu"]), (0, 3), textcoords="offset points",
+                          ha="center", fontsize=8.5, color=INK)  # fmt: skip
+    unit = next(iter(runs.values()))["unit"]
+    _style(axes, f"BLEU by {unit} of the source")
+    axes.margins(y=0.15)
+    axes.set_xticks(range(len(names)), [f"{name}\n{counts[name]:,} sentences" for name in names])
+    _legend(figure, list(runs))
+    return figure
+
+
+def _bucket_name(bucket: Mapping[str, Any]) -> str:
+    return f"{bucket['first']}+" if bucket["last"] is None else f"{bucket['first']}-{bucket['last']}"
+
+
+def histogram_figure(histograms: Mapping[str, Sequence[int]], width: int) -> Figure:
+    """How many training sentences have how many tokens: counts of bins `width` tokens wide, for each side."""
+    figure, (axes,) = _panels(1, 1, (10.5, 2.8))
+    _style(axes, "Tokens of training sentences")
+    for number, counts in enumerate(histograms.values()):
+        edges = [width * place for place in range(len(counts) + 1)]
+        axes.stairs(counts, edges, color=_colour(number), linewidth=1.8, fill=False)
+    axes.set_xlabel("tokens", fontsize=9.5, color=SOFT)
+    _legend(figure, list(histograms), always=True)
+    return figure
+
+
+def attention_figure(attention: CrossAttention) -> Figure:
+    """A heat map for each decoder layer: rows target tokens, columns source tokens, mean over heads."""
+    layers, targets, sources = attention.weights.shape
+    columns = min(layers, 3)
+    rows = -(-layers // columns)
+    size = (max(3.2, 0.24 * sources + 1.4) * columns, (max(2.0, 0.2 * targets + 1.4)) * rows)
+    figure, panels = _panels(rows, columns, size)
+    for number, axes in enumerate(panels):
+        if number >= layers:
+            axes.set_visible(False)
+            continue
+        axes.imshow(attention.weights[number].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(f"layer {number + 1}", loc="left", fontsize=10, color=INK)
+        axes.set_xticks(range(sources), [_plain(token) for token in attention.source_tokens], rotation=90)
+        first = number % columns == 0  # the others in its row have the same
+        if first:
+            axes.set_yticks(range(targets), [_plain(token) for token in attention.target_tokens])
+        else:
+            axes.set_yticks([])
+        axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+        axes.spines[:].set_color(RULE)
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text in which matplotlib finds no formula and no control character."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text).replace("$", r"\$")
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element: text stays text, and ink, grid and background are the page's.
+
+    Args:
+        figure: Any of the above.
+        name: Unique in the page; it keeps the element's inner names apart from those of others.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\sid="([^"]*)"', rf' id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]*)"', rf'href="#{name}-\1"', svg)
+    for colour, variable in THEME.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(SOFT)
+    axes.tick_params(length=0, labelsize=9, labelcolor=SOFT)
+    axes.grid(axis="y", color=RULE, linewidth=1)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure, names: Sequence[str], *, always: bool = False) -> None:
+    """Names above the panels; one name alone needs none."""
+    if len(names) < 2 and not always:
+        return
+    handles = [matplotlib.lines.Line2D([], [], color=_colour(number), linewidth=3) for number in range(len(names))]
+    legend = figure.legend(handles, [_plain(name) for name in names], loc="outside upper left", ncols=4, frameon=False)
+    for text in legend.get_texts():
+        text.set(color=INK, fontsize=9.5)
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]

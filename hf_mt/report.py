@@ -1,0 +1,347 @@
+"""A run, or several side by side, as one page: `report/index.html`, which needs nothing but itself.
+
+- Everything is read from run folders, so a report can be made again at any time; what a folder lacks is left out.
+- Text that comes from data or settings is escaped: it is shown and never obeyed.
+- The same pictures are written beside the page as PNG.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from hf_mt.arguments import InputError
+from hf_mt.attention import cross_attention
+from hf_mt.data import HISTOGRAM_WIDTH
+from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
+from hf_mt.markdown import number
+from hf_mt.run_record import METRICS, Run, read_mapping, read_run
+from hf_mt.significance import Comparison, compare_systems, read_systems
+from hf_mt.text_files import write_whole
+from hf_mt.translation import Translator
+from hf_mt.verdict import verdict
+
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+HEADLINES = {
+    "test_bleu": "test BLEU",
+    "test_bleu_lc_tok": "test BLEU, lower-cased tokens",
+    "test_chrf": "test chrF",
+    "eval_bleu": "development BLEU",
+    "test_perplexity": "test perplexity",
+    "num_parameters": "parameters",
+    "train_minutes": "minutes of training",
+}
+ATTENTION_SENTENCES, ATTENTION_CHARACTERS = 2, 160  # longer ones fill a page with their heat map
+PAIR = ("source", "hypothesis")
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page while it is made: runs by name, and where pictures go."""
+
+    runs: dict[str, Run]
+    folder: Path
+
+    def picture(self, figure: Figure, name: str, *, wide: bool = False) -> str:
+        """A figure as part of the page, and as a PNG beside it."""
+        save_png(figure, self.folder / f"{name}.png")
+        return f'<div class="picture{" wide" if wide else ""}">{inline_svg(figure, name)}</div>'
+
+    def found(self, name: str) -> dict[str, dict[str, Any]]:
+        """A JSON file of each run that has it, by the run's name."""
+        files = {title: read_mapping(run.folder / name) for title, run in self.runs.items()}
+        return {title: content for title, content in files.items() if content}
+
+
+def write_report(run_folders: Sequence[Path], *, folder: Path | None = None) -> Path:
+    """Writes `index.html` and its pictures.
+
+    Args:
+        run_folders: Finished runs, or unfinished ones that have been evaluated; the first is the baseline.
+        folder: Where to; `report` in the run folder if there is one run.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: There is no run, two have one name, a folder can't be read, or several come without `folder`.
+    """
+    runs = {run.name: run for run in (read_run(path, name=path.resolve().name) for path in run_folders)}
+    if not runs or len(runs) < len(run_folders):
+        raise InputError(f"{len(run_folders)} folders, but {len(runs)} names of runs; a report needs each once")
+    if folder is None and len(runs) > 1:
+        raise InputError("a report on several runs needs a folder of its own: give --output DIR")
+    report = Report(runs, folder if folder is not None else run_folders[0] / "report")
+    report.folder.mkdir(parents=True, exist_ok=True)
+    bodies = {title: part(report) for title, part in PARTS.items()}
+    parts = {title: body for title, body in bodies.items() if body}
+    page = Template(TEMPLATE.read_text("utf-8")).substitute(
+        title=escape(" against ".join(runs)),
+        summary=_summary(report),
+        tiles="".join(_tiles(report)),
+        links="".join(f'<a href="#{_anchor(title)}">{title}</a>' for title in parts),
+        sections="\n".join(
+            f'<section id="{_anchor(title)}"><h2>{title}</h2>{body}</section>' for title, body in parts.items()
+        ),
+    )
+    return write_whole(report.folder / "index.html", page)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _summary(report: Report) -> str:
+    lines = []
+    for name, run in report.runs.items():
+        pair = " to ".join(run.languages) if run.languages else ""
+        encoding = run.config.get("position_encoding", run.config.get("model_type", ""))
+        words = verdict(run.log_history, max_steps=run.max_steps) if run.log_history else "nothing was logged"
+        title = f"<b>{escape(name)}</b>: " if len(report.runs) > 1 else ""
+        about = ", ".join(escape(part) for part in (pair, encoding) if part)
+        lines.append(f'<p>{title}{about}</p><p class="soft">{escape(words)}</p>')
+    return "".join(lines)
+
+
+def _tiles(report: Report) -> Iterable[str]:
+    """Numbers at the head of a page about one run."""
+    if len(report.runs) == 1:
+        (run,) = report.runs.values()
+        for key, name in HEADLINES.items():
+            if key in run.results:
+                yield f'<div class="tile"><b>{number(run.results[key])}</b><span>{name}</span></div>'
+
+
+# ---------------------------------------------------------------------------------------------------------- the parts
+
+
+def _course(report: Report) -> str:
+    histories = {name: run.log_history for name, run in report.runs.items() if run.log_history}
+    if not histories:
+        return ""
+    pictures = {
+        f"by {unit}": report.picture(course_figure(histories, unit), f"course-by-{unit}")  # type: ignore[arg-type]
+        for unit in ("step", "epoch")
+    }
+    return _tabs("course", pictures) + '<p class="soft">dotted: training; solid: development</p>'
+
+
+def _scores(report: Report) -> str:
+    """Scores of all runs with their signatures and, where runs can be compared, how likely a difference is luck."""
+    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for title, prefix in (("test", "test_"), ("development", "eval_")):
+        for name, run in report.runs.items():
+            found = {key.removeprefix(prefix): run.results[key] for key in run.results if key.startswith(prefix)}
+            if found:
+                columns.setdefault(title, {})[name] = found
+    if not columns:
+        return ""
+    if len(report.runs) == 1:
+        shown = _score_table({title: found for title, runs in columns.items() for found in runs.values()})
+    else:
+        shown = _tabs("scores", {title: _score_table(runs) for title, runs in columns.items()})
+    return shown + _significance(report) + _signatures([found for runs in columns.values() for found in runs.values()])
+
+
+def _score_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    keys = [key for key in METRICS if any(key in values for values in columns.values())]
+    rows = [[METRICS[key], *(number(values.get(key)) for values in columns.values())] for key in keys]
+    return _table(["score", *map(escape, columns)], rows)
+
+
+def _signatures(columns: Sequence[Mapping[str, Any]]) -> str:
+    keys = [(key, f"{key}_signature") for key in METRICS]
+    lines = {f"{METRICS[key]}: {values[name]}" for values in columns for key, name in keys if name in values}
+    return "".join(f"<p><code>{escape(line)}</code></p>" for line in sorted(lines))
+
+
+def _significance(report: Report) -> str:
+    if len(report.runs) < 2:
+        return ""
+    try:
+        systems, references = read_systems([str(run.folder) for run in report.runs.values()])
+    except InputError as error:
+        return f'<p class="soft">No test of significance: {escape(str(error))}</p>'
+    named = dict(zip(report.runs, systems.values(), strict=True))
+    rows = [_significance_row(row) for row in compare_systems(named, references)]
+    title = "<p>Paired bootstrap, 1,000 resampled test sets, against the first run</p>"
+    return title + _table(["score", "run", "value", "95 % interval", "p"], rows)
+
+
+def _significance_row(row: Comparison) -> list[str]:
+    luck = "baseline" if row.p_value is None else f"{row.p_value:.3f}"
+    mark = " *" if row.p_value is not None and row.p_value < SIGNIFICANT else ""
+    interval = f"{row.mean:.2f} &plusmn; {row.interval:.2f}"
+    return [row.metric, escape(row.system), f"{row.score:.2f}{mark}", interval, luck]
+
+
+def _by_length(report: Report) -> str:
+    found = report.found("test_analysis.json")
+    return report.picture(length_figure(found), "bleu-by-length") if found else ""
+
+
+def _translations(report: Report) -> str:
+    """The same sentences of all runs; and of one run the best and the worst."""
+    shared: dict[tuple[str, str], dict[str, str]] = {}
+    for name, run in report.runs.items():
+        for row in run.samples:
+            shared.setdefault((str(row["source"]), str(row["reference"])), {})[name] = str(row["hypothesis"])
+    groups = {"samples": "".join(_sentence(source, ref, outputs) for (source, ref), outputs in shared.items())}
+    for name, content in report.found("test_analysis.json").items():
+        for end in ("best", "worst"):
+            title = f"{end} of the test set" + (f", {name}" if len(report.runs) > 1 else "")
+            groups[title] = "".join(
+                _sentence(row["source"], row["references"][0], {f"output, {row['chrf']:.0f} chrF": row["hypothesis"]})
+                for row in content[end]
+            )
+    groups = {title: body for title, body in groups.items() if body}
+    note = (
+        '<p class="soft"><mark class="extra">not in the reference</mark> '
+        '<mark class="missing">only in the reference</mark></p>'
+    )
+    return note + _tabs("translations", groups) if groups else ""
+
+
+def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
+    cells = [("source", escape(source))]
+    first = next(iter(outputs.values()))
+    cells.append(("reference", marked(reference, first, "missing")))
+    for name, output in outputs.items():
+        cells.append((escape(name if len(outputs) > 1 or name.startswith("output") else "output"),
+                      marked(output, reference, "extra")))  # fmt: skip
+    return '<div class="sentence">' + "".join(f"<div>{name}</div><div>{text}</div>" for name, text in cells) + "</div>"
+
+
+def marked(text: str, other: str, kind: str) -> str:
+    """HTML of `text` with the words marked that are not in `other` at their place."""
+    words, others = text.split(), other.split()
+    parts = []
+    for operation, start, end, *_ in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
+        piece = escape(" ".join(words[start:end]))
+        parts.append(piece if operation == "equal" or not piece else f'<mark class="{kind}">{piece}</mark>')
+    return " ".join(part for part in parts if part)
+
+
+def _attention(report: Report) -> str:
+    """Heat maps for the first sample sentences, by a forward pass of each run's model."""
+    pictures: dict[str, str] = {}
+    for order, (name, run) in enumerate(report.runs.items()):
+        short = [row for row in run.samples if max(len(str(row[key])) for key in PAIR) <= ATTENTION_CHARACTERS]
+        rows = short[:ATTENTION_SENTENCES]
+        if not rows or not (run.folder / "model.safetensors").is_file():
+            continue
+        translator = Translator(run.folder, device="cpu", source_prefix=str(run.settings.get("source_prefix") or ""))
+        pairs = ([str(row[key]) for row in rows] for key in PAIR)
+        for place, one in enumerate(cross_attention(translator, *pairs), start=1):
+            title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
+            pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
+    return _tabs("attention", pictures) if pictures else ""
+
+
+def _settings(report: Report) -> str:
+    """All settings; where several runs differ, those first."""
+    keys = dict.fromkeys(key for run in report.runs.values() for key in run.settings)
+    values = {key: [_plain(run.settings.get(key)) for run in report.runs.values()] for key in keys}
+    different = {key: row for key, row in values.items() if len(set(row)) > 1}
+    rows = [[f"<code>{escape(key)}</code>", *row] for key, row in {**different, **values}.items()]
+    names = list(map(escape, report.runs))
+    if not rows:
+        return ""
+    head = _table(["differs", *names], [[f"<code>{escape(key)}</code>", *row] for key, row in different.items()])
+    return (head if different else "") + _folded(f"all {len(values)} keys", _table(["key", *names], rows))
+
+
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return f"<code>{escape(text)}</code>"
+
+
+def _data(report: Report) -> str:
+    bodies = []
+    for order, (name, run) in enumerate(report.runs.items()):
+        rows = []
+        for split, counts in run.data_table.items():
+            dropped = ", ".join(f"{words} {count:,}" for words, count in counts["found"].items() if count) or "nothing"
+            means = [number(counts[f"{side}_tokens"]["mean"]) for side in ("source", "target")]
+            rows.append([escape(split), f"{counts['read']:,}", escape(dropped), f"{counts['kept']:,}", *means])
+        if rows:
+            title = f"<p><b>{escape(name)}</b></p>" if len(report.runs) > 1 else ""
+            table = _table(["split", "read", "found", "kept", "source tokens", "target tokens"], rows)
+            bodies.append(title + table + _histogram(report, run, order))
+    return "".join(bodies)
+
+
+def _histogram(report: Report, run: Run, order: int) -> str:
+    train = run.data_table.get("train", {})
+    counts = {side: train.get(f"{side}_tokens", {}).get("histogram") for side in ("source", "target")}
+    if not all(counts.values()):
+        return ""
+    return report.picture(histogram_figure(counts, HISTOGRAM_WIDTH), f"lengths-{order + 1}")  # type: ignore[arg-type]
+
+
+def _environment(report: Report) -> str:
+    found = report.found("environment.json")
+    keys = dict.fromkeys(key for values in found.values() for key in values)
+    rows = [[escape(key), *(escape(str(values.get(key, ""))) for values in found.values())] for key in keys]
+    return _table(["", *map(escape, found)], rows) if rows else ""
+
+
+PARTS: dict[str, Callable[[Report], str]] = {
+    "Course": _course,
+    "Scores": _scores,
+    "By length": _by_length,
+    "Translations": _translations,
+    "Attention": _attention,
+    "Settings": _settings,
+    "Data": _data,
+    "Environment": _environment,
+}
+
+
+# -------------------------------------------------------------------------------------------------------- their pieces
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; columns of numbers are aligned right."""
+    rows = [list(row) for row in rows]
+    kinds = [_kind([row[column] for row in rows]) for column in range(len(header))]
+    head = "".join(f'<th class="{kind}">{cell}</th>' for kind, cell in zip(kinds, header, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _kind(cells: Sequence[str]) -> str:
+    plain = (cell.replace("&plusmn;", "").replace("baseline", "") for cell in cells)
+    return "number" if all(not cell.strip("0123456789.,%*+-e ") for cell in plain) else "text"
+
+
+def _tabs(name: str, panels: Mapping[str, str]) -> str:
+    """Panels of which one is seen at a time; a single one needs no tab."""
+    if len(panels) == 1:
+        return next(iter(panels.values()))
+    buttons, bodies = [], []
+    for place, (title, body) in enumerate(panels.items()):
+        chosen = "true" if place == 0 else "false"
+        target = f"{name}-{place}"
+        buttons.append(
+            f'<button type="button" role="tab" id="{target}-tab" aria-controls="{target}" aria-selected="{chosen}" '
+            f'tabindex="{0 if place == 0 else -1}">{escape(title)}</button>'
+        )
+        hidden = "" if place == 0 else " hidden"
+        bodies.append(f'<div role="tabpanel" id="{target}" aria-labelledby="{target}-tab"{hidden}>{body}</div>')
+    return f'<div class="tabs" role="tablist">{"".join(buttons)}</div>{"".join(bodies)}'
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"

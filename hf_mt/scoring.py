@@ -1,0 +1,95 @@
+"""What a model thinks of given translations: the log-probability of each target, for ranking and filtering.
+
+Scores are sums over the tokens of a target, its end of sentence included, in nats, without label smoothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_mt.arguments import InputError
+from hf_mt.batching import TokenBatchSampler, TranslationCollator
+from hf_mt.data import encode_pairs
+from hf_mt.generation import position_limit
+from hf_mt.model.loss_hf_mt import IGNORE_INDEX
+from hf_mt.translation import Translator
+
+
+SCORES_AT_ONCE = 2**27  # numbers of a batch over the vocabulary: 512 MiB in float32
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Log-probability of a target given its source, in nats, and how many tokens it has."""
+
+    log_probability: float
+    num_tokens: int
+
+    @property
+    def per_token(self) -> float:
+        return self.log_probability / self.num_tokens
+
+
+def score_pairs(
+    translator: Translator, sources: Sequence[str], targets: Sequence[str], *, tokens_per_batch: int = 16384
+) -> list[PairScore]:
+    """Scores of targets, in input order, whatever the batches.
+
+    Args:
+        translator: The model, with its tokenizer and prefix.
+        sources, targets: One text each a pair.
+        tokens_per_batch: Padded tokens of the longer side; fewer where the vocabulary is large.
+
+    Raises:
+        InputError: The numbers of sources and targets differ, or a sentence is longer than the model has positions.
+    """
+    if len(sources) != len(targets):
+        raise InputError(f"{len(sources)} sources, but {len(targets)} targets: a pair needs both")
+    if not sources:
+        return []
+    model, tokenizer = translator.model, translator.tokenizer
+    rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
+    lengths = np.array([list(map(len, pair)) for pair in zip(*rows.values(), strict=True)])
+    _check_lengths(lengths, position_limit(model))
+    budget = min(tokens_per_batch, SCORES_AT_ONCE // model.config.vocab_size)
+    sampler = TokenBatchSampler(lengths, tokens_per_batch=max(budget, int(lengths.max())), shuffle=False)
+    collate = TranslationCollator(tokenizer)
+    found: dict[int, PairScore] = {}
+    training = model.training
+    model.eval()
+    for indices in sampler:
+        batch = collate([{side: ids[index] for side, ids in rows.items()} for index in indices])
+        sums = _log_probabilities(model, {name: values.to(model.device) for name, values in batch.items()})
+        found |= {index: PairScore(total, int(lengths[index, 1])) for index, total in zip(indices, sums, strict=True)}
+    model.train(training)
+    return [found[index] for index in range(len(sources))]
+
+
+@torch.no_grad()
+def _log_probabilities(model: torch.nn.Module, batch: dict[str, Tensor]) -> list[float]:
+    """Sums over the labels (B, T) of each row."""
+    labels = batch.pop("labels")
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    logits = model(**batch, decoder_input_ids=decoder_input_ids, use_cache=False).logits.float()  # (B, T, V)
+    picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)  # (B, T)
+    return picked.masked_fill(labels == IGNORE_INDEX, 0.0).sum(-1).tolist()
+
+
+def _check_lengths(lengths: np.ndarray, limit: int | None) -> None:
+    longest = lengths.max(axis=1)
+    if limit is not None and longest.max() > limit:
+        line = int(longest.argmax())
+        raise InputError(
+            f"line {line + 1}: {longest[line]} tokens, but the model has positions for {limit}; shorten it, or take a "
+            "model with an encoding that has no limit"
+        )
+
+
+def corpus_perplexity(scores: Sequence[PairScore]) -> tuple[float, float]:
+    """Negative log-likelihood in nats per token of a corpus, and its perplexity."""
+    nll = -sum(score.log_probability for score in scores) / sum(score.num_tokens for score in scores)
+    return nll, math.exp(min(nll, 700))

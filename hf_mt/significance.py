@@ -1,0 +1,144 @@
+"""Whether one system is better than another, or the test set was lucky: sacrebleu's paired tests.
+
+- Systems are run folders, which hold their translations with sources and references (`test_scores.tsv`), or files of
+  translations, one a line, with reference files beside them.
+- The first system is the baseline. The numbers are those of `sacrebleu --paired-bs` and `--paired-ar`.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sacrebleu.significance import PairedTest, Result
+
+from hf_mt.arguments import InputError
+from hf_mt.corpora import read_lines
+from hf_mt.scores import References, read_sentence_scores, reference_sets, scorers
+
+
+Method = Literal["bootstrap", "randomization"]
+METHODS: dict[str, str] = {"bootstrap": "bs", "randomization": "ar"}  # sacrebleu's names
+SEED = 12345  # sacrebleu's
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one system.
+
+    Attributes:
+        score: Of the whole test set.
+        mean, interval: Mean over resampled test sets, and half the width of its 95 % interval.
+        p_value: How likely a difference from the baseline as large as this is if there is none; None for the baseline.
+    """
+
+    system: str
+    metric: str
+    score: float
+    mean: float
+    interval: float
+    p_value: float | None
+
+
+def compare_systems(
+    systems: Mapping[str, Sequence[str]],
+    references: References,
+    *,
+    method: Method = "bootstrap",
+    metrics: Sequence[str] = ("bleu", "chrf"),
+    lowercase: bool = False,
+    tokenize: str = "13a",
+    samples: int = 0,
+    seed: int = SEED,
+) -> list[Comparison]:
+    """Paired bootstrap resampling (Koehn 2004) or approximate randomisation (Riezler and Maxwell 2005).
+
+    Args:
+        systems: Translations of one test set by name; the first is the baseline.
+        references: As in `corpus_scores`.
+        method: Which test.
+        metrics, lowercase, tokenize: As in `corpus_scores`.
+        samples: Resampled test sets, or trials; sacrebleu's 1,000 and 10,000 if 0.
+        seed: Of the resampling.
+
+    Returns:
+        For each metric, each system in order.
+
+    Raises:
+        InputError: Fewer than two systems, an unknown method, or as `corpus_scores`.
+    """
+    if len(systems) < 2:
+        raise InputError(f"{len(systems)} systems were given; a comparison needs two or more")
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}, but must be {' or '.join(METHODS)}")
+    for hypotheses in systems.values():
+        sets = reference_sets(hypotheses, references)
+    named = [(name, list(hypotheses)) for name, hypotheses in systems.items()]
+    wanted = scorers(lowercase=lowercase, tokenize=tokenize, metrics=metrics)
+    with _seeded(seed):
+        test = PairedTest(named, wanted, sets, METHODS[method], n_samples=samples, n_ar_confidence=0)
+        _, results = test()
+    values = [results[metric] for metric in results if metric != "System"]
+    same = {name for name, hypotheses in named if hypotheses == named[0][1]}
+    return [
+        _comparison(name, metric, result, same=name in same)
+        for metric, each in zip(wanted, values, strict=True)
+        for name, result in zip(systems, each, strict=True)
+    ]
+
+
+def _comparison(system: str, metric: str, result: Result, *, same: bool) -> Comparison:
+    p_value = result.p_value
+    if same and p_value is not None:
+        p_value = 1.0  # sacrebleu's bootstrap counts no difference as large as none, and says 0.001
+    return Comparison(system, metric, result.score, float(result.mean), float(result.ci), p_value)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """sacrebleu takes its seed from the environment."""
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SACREBLEU_SEED"]
+        else:
+            os.environ["SACREBLEU_SEED"] = before
+
+
+def read_systems(
+    paths: Sequence[str], reference_files: Sequence[str] = ()
+) -> tuple[dict[str, list[str]], list[list[str]]]:
+    """Translations by name, and the references of each sentence, from run folders and files.
+
+    Raises:
+        InputError: Nothing says what the references are, runs were tested on different ones, or two have one name.
+    """
+    systems: dict[str, list[str]] = {}
+    sets = [read_lines(Path(file)) for file in reference_files]
+    if len({len(lines) for lines in sets}) > 1:
+        lengths = ", ".join(f"{file}: {len(lines)}" for file, lines in zip(reference_files, sets, strict=True))
+        raise InputError(f"reference files differ in their number of lines: {lengths}")
+    by_sentence = [list(row) for row in zip(*sets, strict=True)]
+    for path in paths:
+        if path in systems:
+            raise InputError(f"{path} was given twice")
+        if not Path(path).is_dir():
+            systems[path] = read_lines(Path(path))
+            continue
+        table = Path(path, "test_scores.tsv")
+        if not table.is_file():
+            raise InputError(f"{path} has no test_scores.tsv: it is no finished run with a test set")
+        scores = read_sentence_scores(table)
+        systems[path] = [score.hypothesis for score in scores]
+        own = [list(score.references) for score in scores]
+        if by_sentence and own != by_sentence:
+            raise InputError(f"{path} was tested on other references than what came before it: no comparison")
+        by_sentence = own
+    if not by_sentence:
+        raise InputError("there is nothing to compare with: give --references FILE, or a run folder")
+    return systems, by_sentence

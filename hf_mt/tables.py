@@ -1,0 +1,91 @@
+"""Scores and translations in the terminal.
+
+Text is printed as text: control characters of a corpus are shown, not obeyed, and colours and terminal codes appear
+only where the output is a terminal.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hf_mt.significance import Comparison
+
+
+def print_scores(results: Mapping[str, Any], *, file: TextIO | None = None) -> None:
+    """Print the scores of the test set (`test_*`), or of the development set (`eval_*`), with their signatures.
+
+    Args:
+        results: As in `all_results.json`; a signature stands under the name of its score plus `_signature`.
+        file: Where to print; standard output by default.
+    """
+    prefix = "test_" if any(key.startswith("test_") for key in results) else "eval_"
+    table = Table(box=SIMPLE_HEAD, title=f"{prefix[:-1]} set", title_justify="left")
+    table.add_column("score", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    signatures = []
+    for key, value in results.items():
+        if key.endswith("_per_second") or "_words_" in key or "_characters_" in key:
+            continue  # scores by length have a picture
+        if key.startswith(prefix) and isinstance(value, int | float):
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+            table.add_row(key.removeprefix(prefix), shown)
+        elif key.startswith(prefix) and key.endswith("_signature"):
+            signatures.append(f"{key.removeprefix(prefix).removesuffix('_signature')}: {value}")
+    console = Console(file=file, highlight=False)
+    console.print(table)
+    for signature in signatures:
+        console.print(_visible(signature), overflow="fold")
+
+
+def print_samples(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = None) -> None:
+    """Print source, reference and output of some sentences, one below another, so that they can be compared.
+
+    Args:
+        rows: With the keys `source`, `reference` and `hypothesis`; other keys are not shown.
+        file: Where to print; standard output by default.
+    """
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row("source", _visible(str(row["source"])))
+        table.add_row("reference", _visible(str(row["reference"])))
+        table.add_row("output", Text.assemble((_visible(str(row["hypothesis"])).plain, "bold")))
+        table.add_row("", "")
+    Console(file=file, highlight=False).print(table)
+
+
+def _visible(text: str) -> Text:
+    """Text that a terminal shows as it is: no markup, and control characters as pictures (U+2400 and on)."""
+    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", _picture, text))
+
+
+def _picture(control: re.Match[str]) -> str:
+    code = ord(control.group())
+    return chr(0x2400 + code) if code < 0x20 else "\N{REPLACEMENT CHARACTER}"
+
+
+def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None = None) -> None:
+    """Print a table for each metric: systems with scores, intervals, and how likely their difference is luck.
+
+    Args:
+        comparisons: As `compare_systems` gives them.
+        file: Where to print; standard output by default.
+    """
+    console = Console(file=file, highlight=False)
+    for metric, rows in groupby(comparisons, key=lambda row: row.metric):
+        table = Table(box=SIMPLE_HEAD, title=metric, title_justify="left")
+        table.add_column("system", overflow="fold")
+        for name in ("score", "95 % interval", "p"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            p_value = "baseline" if row.p_value is None else f"{row.p_value:.4f}{'  *' if row.p_value < 0.05 else ''}"
+            table.add_row(_visible(row.system), f"{row.score:.2f}", f"{row.mean:.2f} ± {row.interval:.2f}", p_value)
+        console.print(table)
+    console.print("p: how likely so large a difference from the baseline is by luck; * marks p < 0.05")

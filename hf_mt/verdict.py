@@ -1,0 +1,160 @@
+"""The course of a run, and one line of judgement on it.
+
+- Everything is computed from `trainer.state.log_history`, the rows that transformers' Trainer writes.
+- Losses are nats per target token; BLEU and chrF run from 0 to 100.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple
+
+
+END_OF_RUN = 0.2  # the share of a run whose gain tells whether it was over
+MIN_BLEU_GAIN = 0.2  # smaller gains are within what another seed changes
+MIN_LOSS_GAIN = 0.02  # nats: 2 % of perplexity
+OVERFITTING = 0.05  # nats: 5 % of perplexity
+UNLEARNT_LOSS = 3.0  # nats: a perplexity of 20 a subword, which no model that translates has on its training data
+
+
+class Point(NamedTuple):
+    """One logged value and when it was logged."""
+
+    step: int
+    epoch: float
+    value: float
+
+
+def series(log_history: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+    """All values of `key`, by step.
+
+    The first row of a step counts: after training the best model is evaluated once more, at the last step, and that
+    row does not say where training stood.
+    """
+    points: dict[int, Point] = {}
+    for row in log_history:
+        if key in row and "step" in row:
+            step = int(row["step"])
+            points.setdefault(step, Point(step, float(row.get("epoch") or 0.0), float(row[key])))
+    return [points[step] for step in sorted(points)]
+
+
+def best_point(log_history: Sequence[Mapping[str, Any]]) -> Point | None:
+    """The evaluation with the highest BLEU or, where none was computed, the lowest loss; None without evaluations."""
+    scores = finite(series(log_history, "eval_bleu"))
+    if scores:
+        return max(scores, key=lambda point: point.value)
+    return min(finite(series(log_history, "eval_loss")), key=lambda point: point.value, default=None)
+
+
+def finite(points: Iterable[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.value)]
+
+
+def verdict(
+    log_history: Sequence[Mapping[str, Any]],
+    *,
+    max_steps: int | None = None,
+    unigram_entropy: float | None = None,
+) -> str:
+    """Say in one line how training went and what to do next; the first words name the case.
+
+    - `diverged`: the last loss is not finite; or the training loss gave back more than half of what it had gained; or
+      it stays above `unigram_entropy`, where a model lands that ignores the source and all words before.
+    - `still falling`: the last fifth of the run gained over 0.2 BLEU or lowered development perplexity by over 2 %.
+    - `overfitting`: otherwise, development perplexity ends 5 % above its minimum while the training loss kept falling.
+    - `converged`: otherwise.
+    - `undecided`: a single evaluation shows no trend.
+
+    `stopped early at step x of y` stands before the case where training ended before `max_steps`.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        max_steps: The length of training that was planned.
+        unigram_entropy: Entropy of the distribution of target tokens, in nats; without it 3 nats are taken.
+    """
+    train, dev = series(log_history, "loss"), series(log_history, "eval_loss")
+    if not train:
+        return "undecided: no training loss was logged; lower logging_steps"
+    failure = _failure(train, dev, unigram_entropy)
+    last = max(train[-1].step, dev[-1].step if dev else 0)
+    early = f"stopped early at step {last} of {max_steps}, " if max_steps and last < max_steps else ""
+    return (
+        early
+        + (failure or _trend(finite(train), finite(dev), finite(series(log_history, "eval_bleu"))))
+        + _best_words(log_history)
+    )
+
+
+def _failure(train: Sequence[Point], dev: Sequence[Point], unigram_entropy: float | None) -> str | None:
+    cure = "lower learning_rate, lengthen warmup_steps or choose norm_position: pre"
+    for name, points in (("training", train), ("development", dev)):
+        if points and not math.isfinite(points[-1].value):
+            first = next(point for point in points if not math.isfinite(point.value))
+            return f"diverged: the {name} loss is not finite from step {first.step} on; {cure}"
+    levels = _levels(train)
+    start, low, end = levels[0], min(levels), levels[-1]
+    noise = median(abs(one - other) for one, other in pairwise(levels)) if len(levels) > 1 else 0.0
+    if end - low > max(0.5 * (start - low), 3 * noise):
+        return f"diverged: the training loss rose from {low:.2f} to {end:.2f}; {cure}"
+    floor = UNLEARNT_LOSS if unigram_entropy is None else unigram_entropy
+    if end > floor and len(levels) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:
+        return f"diverged: the training loss stays at {end:.2f}, above {floor:.2f}, where words are guessed; {cure}"
+    return None
+
+
+def _trend(train: Sequence[Point], dev: Sequence[Point], bleu: Sequence[Point]) -> str:
+    judged, name = (dev, "development") if dev else (train, "training")
+    if len(judged) < 2:
+        return f"undecided: a single {name} loss shows no trend; evaluate more often (eval_steps)"
+    loss_gain, bleu_gain = _loss_gain(judged), _bleu_gain(bleu)
+    words = f"in the last fifth of the run the {name} loss changed by {-loss_gain:+.3f}"
+    words += f" and BLEU by {bleu_gain:+.1f}" if len(bleu) > 1 else ""
+    if loss_gain > MIN_LOSS_GAIN or bleu_gain > MIN_BLEU_GAIN:
+        return f"still falling: {words}; train longer (num_train_epochs or max_steps)"
+    lowest = min(judged, key=lambda point: point.value)
+    if judged[-1].value - lowest.value > OVERFITTING and _fell_after(train, lowest.step):
+        rise = f"the development loss rose from {lowest.value:.2f} to {judged[-1].value:.2f} while training loss fell"
+        return f"overfitting: {rise}; raise dropout or label_smoothing, add data or take a smaller model"
+    return f"converged: {words}"
+
+
+def _levels(points: Sequence[Point], parts: int = 10) -> list[float]:
+    """Medians of up to `parts` consecutive stretches: the course of a noisy loss."""
+    values = [point.value for point in finite(points)]
+    size = max(1, math.ceil(len(values) / parts))
+    return [median(values[start : start + size]) for start in range(0, len(values), size)]
+
+
+def _split_end(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """The values before and in the last fifth of a run, at least one in each."""
+    cut = min(len(values) - 1, math.ceil(len(values) * (1 - END_OF_RUN)))
+    return values[:cut], values[cut:]
+
+
+def _loss_gain(points: Sequence[Point]) -> float:
+    """Nats by which the last fifth lowered the loss; negative where it did not."""
+    before, after = _split_end(_levels(points))
+    return min(before) - min(after)
+
+
+def _bleu_gain(points: Sequence[Point]) -> float:
+    if len(points) < 2:
+        return 0.0
+    before, after = _split_end([point.value for point in points])
+    return max(after) - max(before)
+
+
+def _fell_after(train: Sequence[Point], step: int) -> bool:
+    """Whether the training loss went on falling after `step`."""
+    later = [point for point in train if point.step >= step]
+    return len(later) > 1 and _levels(later)[-1] < _levels(later)[0]
+
+
+def _best_words(log_history: Sequence[Mapping[str, Any]]) -> str:
+    best = best_point(log_history)
+    if best is None:
+        return ""
+    name = "BLEU" if finite(series(log_history, "eval_bleu")) else "loss"
+    return f". Best development {name} {best.value:.2f} at step {best.step} (epoch {best.epoch:g})"

@@ -1,0 +1,25 @@
+"""Writes a page about a run, or about several runs side by side.
+
+python scripts/report.py runs/quickstart                              # runs/quickstart/report/index.html
+python scripts/report.py runs/rope runs/alibi --output reports/encodings
+"""
+
+import argparse
+from pathlib import Path
+
+from hf_mt.arguments import run_script
+from hf_mt.progress import quiet_libraries
+from hf_mt.report import write_report
+
+
+def main() -> None:
+    quiet_libraries()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first is what others are compared with")
+    parser.add_argument("--output", type=Path, help="folder of the page; default: report in the run folder")
+    args = parser.parse_args()
+    print(write_report(args.runs, folder=args.output))
+
+
+if __name__ == "__main__":
+    run_script(main)

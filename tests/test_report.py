@@ -1,0 +1,253 @@
+"""The page of a run: it shows what the files say, obeys nothing in them, and works in a browser."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+from random_models import MODELS, SENTENCES, word_tokenizer
+from scripts_on_path import load_script
+
+from hf_mt import InputError
+from hf_mt.report import PARTS, marked, write_report
+from hf_mt.scores import write_sentence_scores
+from hf_mt.slices import describe_outputs, write_analysis
+
+
+EVIL = "<script>document.title='evil'</script><img src=x onerror=\"document.title='evil'\"> **bold** [a](javascript:1)"
+REFERENCES = [line.replace("w", "v") for line in SENTENCES]
+
+
+def history(gain: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for step in range(10, 110, 10):
+        common = {"step": step, "epoch": step / 40}
+        rows.append({**common, "loss": 5 - gain * step / 40, "accuracy": step / 200, "learning_rate": 1e-3})
+        rows.append({**common, "eval_loss": 5 - gain * step / 50, "eval_accuracy": step / 220, "eval_bleu": step / 4})
+    return rows
+
+
+def make_run(folder: Path, outputs: list[str], *, gain: float = 1.0, **settings: Any) -> Path:
+    """A folder as a finished run leaves it, with a random model."""
+    torch.manual_seed(0)
+    MODELS["rope"][-1]().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    scores = describe_outputs(SENTENCES, outputs, REFERENCES)
+    files = {
+        "all_results.json": {**{f"test_{name}": value for name, value in scores.items()}, "num_parameters": 1234567},
+        "trainer_state.json": {"log_history": history(gain), "best_global_step": 100, "max_steps": 100},
+        "config_resolved.yaml": {"source_lang": "en", "target_lang": "de", "learning_rate": 0.001, **settings},
+        "environment.json": {"Python": "3.11", "git revision": "0123abcd"},
+        "data_table.json": {
+            "train": {
+                "read": 30,
+                "found": {"empty": 2},
+                "kept": 28,
+                "source_tokens": {"mean": 7.5, "histogram": [3, 20, 5]},
+                "target_tokens": {"mean": 8.5, "histogram": [1, 22, 5]},
+            }
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    samples = [
+        {"step": 100, "source": source, "reference": reference, "hypothesis": output}
+        for source, reference, output in zip(SENTENCES, REFERENCES, outputs, strict=True)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    analysed = write_analysis(folder / "test_analysis.json", SENTENCES, outputs, REFERENCES)
+    write_sentence_scores(folder / "test_scores.tsv", analysed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return [
+        make_run(root / "first", REFERENCES[:-1] + ["v1"]),
+        make_run(root / "second", ["v5", *REFERENCES[1:]], gain=1.2, learning_rate=0.002),
+    ]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of a page outside of scripts and styles."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+
+def page_of(folders: list[Path], folder: Path | None = None) -> Page:
+    return Page(write_report(folders, folder=folder).read_text("utf-8"))
+
+
+def test_a_run_is_shown_with_all_its_parts(runs: list[Path]) -> None:
+    page = page_of(runs[:1])
+    for title in PARTS:
+        assert ("section", {"id": title.lower().replace(" ", "-")}) in page.tags
+    results = json.loads((runs[0] / "all_results.json").read_text())
+    expected = [f"{results['test_bleu']:.2f}", results["test_bleu_signature"], "1,234,567", "en to de, rope"]
+    expected += [
+        "0123abcd",
+        "empty 2",
+        "learning_rate",
+        *SENTENCES,
+        *REFERENCES,
+        "layer 1",
+        "BLEU by words of the source",
+    ]
+    for words in expected:
+        assert words in page.text, words
+    for name in ("course-by-step", "course-by-epoch", "bleu-by-length", "attention-1-1", "lengths-1"):
+        assert matplotlib.image.imread(runs[0] / "report" / f"{name}.png").std() > 0
+
+
+def test_the_page_needs_nothing_but_itself(runs: list[Path]) -> None:
+    page = page_of(runs[:1])
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert [link for link in links if not (link or "").startswith("#")] == []
+    html = (runs[0] / "report" / "index.html").read_text("utf-8")
+    assert "@import" not in html and not re.search(r"url\((?!#)", html)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert str(runs[0].parent) not in html
+
+
+def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
+    page = page_of(runs, tmp_path / "both")
+    for words in ("first against second", "Paired bootstrap", "baseline", "differs", "0.002", "v5"):
+        assert words in page.text
+    assert "differs" not in page_of(runs[:1]).text
+    (runs[1] / "test_scores.tsv").rename(tmp_path / "kept")
+    without = page_of(runs, tmp_path / "both").text
+    assert "No test of significance" in without and "Paired bootstrap" not in without
+    (tmp_path / "kept").rename(runs[1] / "test_scores.tsv")
+
+
+def test_what_a_folder_lacks_is_left_out(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "bare")
+    for name in ("test_analysis.json", "environment.json", "model.safetensors", "data_table.json", "samples.jsonl"):
+        (tmp_path / "bare" / name).unlink()
+    sections = {attributes["id"] for tag, attributes in page_of([tmp_path / "bare"]).tags if tag == "section"}
+    assert sections == {"course", "scores", "settings"}
+
+
+def test_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a & b <i>", [EVIL] * len(SENTENCES), source_prefix=EVIL, run_name=EVIL)
+    rows = [{"step": 100, "source": EVIL, "reference": EVIL, "hypothesis": EVIL}]
+    (folder / "samples.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (folder / "environment.json").write_text(json.dumps({EVIL: EVIL}))
+    page = page_of([folder])
+    assert [tag for tag, _ in page.tags].count("script") == 1 and "img" not in {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("<script>document.title='evil'</script>") > 10
+    unsafe = Page(f"<p>{EVIL}</p>")  # the control: what the parser finds in text that was not escaped
+    assert {"script", "img"} <= {tag for tag, _ in unsafe.tags}
+
+
+def test_differences_are_marked_word_by_word() -> None:
+    assert marked("a b c", "a x c", "extra") == 'a <mark class="extra">b</mark> c'
+    assert marked("a b", "a b", "extra") == "a b"
+    assert marked("<b> c", "c", "missing") == '<mark class="missing">&lt;b&gt;</mark> c'
+
+
+def test_bad_input_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give --output"):
+        write_report(runs)
+    with pytest.raises(InputError, match="2 folders, but 1 names"):
+        write_report([runs[0], runs[0]], folder=tmp_path)
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        write_report([tmp_path / "nowhere"])
+
+
+def test_the_script_says_where_the_page_is(runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", str(runs[0])])
+    load_script("report").main()
+    assert capsys.readouterr().out == f"{runs[0] / 'report' / 'index.html'}\n"
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; tests that need it are skipped where it or its driver is not installed."""
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs Chromium and chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def console(browser: Any) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+
+
+@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+def test_the_page_works_in_a_browser(browser: Any, runs: list[Path], tmp_path: Path, width: int) -> None:
+    browser.set_window_size(width, 900)
+    browser.get(write_report(runs, folder=tmp_path / "both").as_uri())
+    for tabs in browser.find_elements("css selector", "[role=tablist]"):
+        buttons = tabs.find_elements("css selector", "[role=tab]")
+        panels = [browser.find_element("id", button.get_attribute("aria-controls")) for button in buttons]
+        assert [panel.is_displayed() for panel in panels] == [place == 0 for place in range(len(panels))]
+        for button, panel in zip(buttons, panels, strict=True):
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+            button.click()
+            assert [one.is_displayed() for one in panels] == [one == panel for one in panels]
+            assert button.get_attribute("aria-selected") == "true"
+    folded = browser.find_element("css selector", "details")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", folded)
+    folded.find_element("css selector", "summary").click()
+    assert folded.find_element("css selector", "table").is_displayed()
+    root = browser.find_element("css selector", "body")
+    before = root.value_of_css_property("background-color")
+    browser.execute_script("scrollTo(0, 0)")
+    browser.find_element("id", "theme").click()
+    assert root.value_of_css_property("background-color") != before
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert console(browser) == []
+
+
+def test_an_error_in_the_console_would_be_found(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.html").write_text("<script>throw new Error('broken')</script>")
+    browser.get((tmp_path / "broken.html").as_uri())
+    assert any("broken" in message for message in console(browser))
+
+
+def test_text_of_a_corpus_runs_no_script(browser: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [EVIL] * len(SENTENCES))
+    browser.get(write_report([folder]).as_uri())
+    assert browser.title == "run"
+    (tmp_path / "unsafe.html").write_text(f"<title>run</title><p>{EVIL}</p>")
+    browser.get((tmp_path / "unsafe.html").as_uri())
+    assert browser.title == "evil"

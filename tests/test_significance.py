@@ -1,0 +1,120 @@
+"""Paired tests give the numbers of the sacrebleu command, and tell a real difference from luck."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts_on_path import load_script
+
+from hf_mt import InputError
+from hf_mt.scores import sentence_scores, write_sentence_scores
+from hf_mt.significance import compare_systems, read_systems
+
+
+REFERENCES = [f"the {n} dogs run over the hill to house {n * 7} ." for n in range(60)]
+GOOD = [text if n % 3 else text.replace("dogs", "cats") for n, text in enumerate(REFERENCES)]
+ALIKE = [text if n % 3 != 1 else text.replace("hill", "field") for n, text in enumerate(REFERENCES)]
+BAD = [text.replace("run over", "walk on") for text in REFERENCES]
+
+
+def write(path: Path, lines: list[str]) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return str(path)
+
+
+def numbers_of_command(output: str) -> list[tuple[str, ...]]:
+    """Score, mean, interval and p of each system and metric, by metric; empty where the table has none."""
+    scores = [re.findall(r"([\d.]+)(?: \(([\d.]+) ± ([\d.]+)\))? +│", line) for line in output.splitlines()]
+    p_values = [re.findall(r"p = ([\d.]+)", line) for line in output.splitlines()]
+    rows = [row for row in scores if len(row) == 2]
+    luck = [["", ""], *(row for row in p_values if row)]
+    return [(*row[metric], p[metric]) for metric in (0, 1) for row, p in zip(rows, luck, strict=True)]
+
+
+@pytest.mark.parametrize(("method", "option"), [("bootstrap", "--paired-bs"), ("randomization", "--paired-ar")])
+def test_numbers_are_those_of_the_command(tmp_path: Path, method: Any, option: str) -> None:
+    paths = [write(tmp_path / name, lines) for name, lines in (("good", GOOD), ("bad", BAD), ("alike", ALIKE))]
+    command = [sys.executable, "-m", "sacrebleu", write(tmp_path / "ref", REFERENCES), "-i", *paths, option]
+    command += [f"{option}-n", "200", "-m", "bleu", "chrf", "-w", "4", "-f", "text"]
+    expected = numbers_of_command(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = compare_systems({"good": GOOD, "bad": BAD, "alike": ALIKE}, REFERENCES, method=method, samples=200)
+    assert [row.system for row in found] == ["good", "bad", "alike"] * 2
+    for row, (score, mean, interval, p) in zip(found, expected, strict=True):
+        assert (f"{row.score:.4f}", "" if row.p_value is None else f"{row.p_value:.4f}") == (score, p)
+        if method == "bootstrap":  # the command gives no interval with the other one
+            assert (f"{row.mean:.4f}", f"{row.interval:.4f}") == (mean, interval)
+    other_seed = compare_systems({"good": GOOD, "bad": BAD}, REFERENCES, method=method, samples=200, seed=7)
+    assert other_seed[0].mean != found[0].mean
+
+
+def p_value(one: list[str], other: list[str], **options: Any) -> float:
+    return compare_systems({"one": one, "other": other}, REFERENCES, metrics=("bleu",), **options)[1].p_value or 0.0
+
+
+def test_a_real_difference_is_told_from_luck() -> None:
+    assert p_value(GOOD, BAD) < 0.01
+    assert p_value(GOOD, ALIKE) > 0.05
+    assert p_value(GOOD, list(GOOD)) == 1.0
+    assert p_value(GOOD, list(GOOD), method="randomization", samples=100) == 1.0
+
+
+def test_several_references_count() -> None:
+    both = [[text, other] for text, other in zip(REFERENCES, BAD, strict=True)]
+    assert compare_systems({"a": GOOD, "b": BAD}, both, metrics=("bleu",))[1].score == pytest.approx(100)
+
+
+def test_runs_bring_their_references(tmp_path: Path) -> None:
+    for name, lines in (("good", GOOD), ("bad", BAD)):
+        (tmp_path / name).mkdir()
+        write_sentence_scores(tmp_path / name / "test_scores.tsv", sentence_scores(REFERENCES, lines, REFERENCES))
+    folders = [str(tmp_path / name) for name in ("good", "bad")]
+    systems, references = read_systems(folders)
+    assert list(systems.values()) == [GOOD, BAD] and references == [[text] for text in REFERENCES]
+    extra = write(tmp_path / "alike.txt", ALIKE)
+    assert read_systems([*folders, extra])[0][extra] == ALIKE
+    (tmp_path / "other").mkdir()
+    write_sentence_scores(tmp_path / "other" / "test_scores.tsv", sentence_scores(REFERENCES, GOOD, BAD))
+    with pytest.raises(InputError, match="tested on other references"):
+        read_systems([*folders, str(tmp_path / "other")])
+
+
+def test_the_script_prints_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    good, bad = write(tmp_path / "good", GOOD), write(tmp_path / "bad", BAD)
+    ref = write(tmp_path / "ref", REFERENCES)
+    monkeypatch.setattr(sys, "argv", ["compare.py", good, bad, "--references", ref, "--samples", "100"])
+    load_script("compare").main()
+    out = capsys.readouterr().out
+    assert "baseline" in out and "*" in out and "bleu" in out and "chrf" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["good"], "1 systems were given"),
+        (["good", "good"], "given twice"),
+        (["good", "short"], "59 hypotheses, but references for 60 sentences"),
+        (["good", "nowhere"], "nowhere"),
+        (["good", "folder"], "no test_scores.tsv"),
+        (["good", "bad", "--metrics", "bleurt"], "there is no metric bleurt"),
+        (["good", "bad", "--tokenize", "flores200"], "whose model is not on this machine"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_mt.scores.SACREBLEU_DIR", str(tmp_path))
+    for name, lines in (("good", GOOD), ("bad", BAD), ("short", BAD[:59]), ("ref", REFERENCES)):
+        write(tmp_path / name, lines)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words, "--references", "ref"])
+    with pytest.raises(InputError, match=message):
+        load_script("compare").main()
+
+
+def test_nothing_to_compare_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give --references"):
+        read_systems([write(tmp_path / "good", GOOD), write(tmp_path / "bad", BAD)])
+    with pytest.raises(InputError, match="differ in their number of lines"):
+        read_systems([], [write(tmp_path / "a", GOOD), write(tmp_path / "b", BAD[:3])])
