@@ -34,25 +34,25 @@ PANELS = (
 
 def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Literal["step", "epoch"]) -> Figure:
     """Loss, accuracy, BLEU and learning rate of each run (`log_history` by name); training is dotted."""
-    figure, panels = _panels(2, 2, (10.5, 6.6))
-    for axes, (title, lines, factor) in zip(panels, PANELS, strict=True):
-        _style(axes, title)
+    figure, axes_of = panels(2, 2, (10.5, 6.6))
+    for axes, (title, lines, factor) in zip(axes_of, PANELS, strict=True):
+        style(axes, title)
         axes.set_xlabel(unit, fontsize=9.5, color=SOFT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         for number, log_history in enumerate(runs.values()):
-            for key, style in lines:
+            for key, dashes in lines:
                 points = finite(series(log_history, key))
                 x, y = [getattr(point, unit) for point in points], [point.value * factor for point in points]
                 marker = "o" if len(points) == 1 or len(points) <= 30 and key.startswith("eval_") else ""
-                width = 1.8 if style == "-" else 1.3
-                axes.plot(x, y, style, color=_colour(number), linewidth=width, marker=marker, markersize=3.5)
+                width = 1.8 if dashes == "-" else 1.3
+                axes.plot(x, y, dashes, color=_colour(number), linewidth=width, marker=marker, markersize=3.5)
     _legend(figure, list(runs))
     return figure
 
 
 def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name)."""
-    figure, (axes,) = _panels(1, 1, (10.5, 3.4))
+    figure, (axes,) = panels(1, 1, (10.5, 3.4))
     names = list(dict.fromkeys(_bucket_name(bucket) for found in runs.values() for bucket in found["buckets"]))
     counts: dict[str, int] = {}
     width = 0.8 / len(runs)
@@ -65,7 +65,7 @@ def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.annotate(f"{bucket['bleu']:.1f}", (x, bucket["bleu"]), (0, 3), textcoords="offset points",
                           ha="center", fontsize=8.5, color=INK)  # fmt: skip
     unit = next(iter(runs.values()))["unit"]
-    _style(axes, f"BLEU by {unit} of the source")
+    style(axes, f"BLEU by {unit} of the source")
     axes.margins(y=0.15)
     axes.set_xticks(range(len(names)), [f"{name}\n{counts[name]:,} sentences" for name in names])
     _legend(figure, list(runs))
@@ -78,8 +78,8 @@ def _bucket_name(bucket: Mapping[str, Any]) -> str:
 
 def histogram_figure(histograms: Mapping[str, Sequence[int]], width: int) -> Figure:
     """How many training sentences have how many tokens: counts of bins `width` tokens wide, for each side."""
-    figure, (axes,) = _panels(1, 1, (10.5, 2.8))
-    _style(axes, "Tokens of training sentences")
+    figure, (axes,) = panels(1, 1, (10.5, 2.8))
+    style(axes, "Tokens of training sentences")
     for number, counts in enumerate(histograms.values()):
         edges = [width * place for place in range(len(counts) + 1)]
         axes.stairs(counts, edges, color=_colour(number), linewidth=1.8, fill=False)
@@ -94,8 +94,8 @@ def attention_figure(attention: CrossAttention) -> Figure:
     columns = min(layers, 3)
     rows = -(-layers // columns)
     size = (max(3.2, 0.24 * sources + 1.4) * columns, (max(2.0, 0.2 * targets + 1.4)) * rows)
-    figure, panels = _panels(rows, columns, size)
-    for number, axes in enumerate(panels):
+    figure, axes_of = panels(rows, columns, size)
+    for number, axes in enumerate(axes_of):
         if number >= layers:
             axes.set_visible(False)
             continue
@@ -137,14 +137,16 @@ def inline_svg(figure: Figure, name: str) -> str:
     return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of that size in inches, and its axes row by row."""
     figure = Figure(figsize=size, dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _style(axes: Axes, title: str) -> None:
+def style(axes: Axes, title: str) -> None:
+    """The look of all pictures."""
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)

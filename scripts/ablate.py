@@ -10,8 +10,6 @@ on. Development scores alone are compared: leave test data out, so that no choic
 import argparse
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,9 @@ from hf_mt.arguments import InputError, parse_experiment, run_script
 from hf_mt.markdown import table
 from hf_mt.settings import read_yaml
 from hf_mt.text_files import write_whole
+from hf_mt.trials import joined, merged, train_run
 
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
 TRAIN = Path(__file__).parent / "train.py"
 
 
@@ -49,7 +47,7 @@ def read_ablation(path: Path, options: list[str]) -> Ablation:
     runs = {name: tuple(_as_options(path, changes)) for name, changes in settings["runs"].items()}
     ablation = Ablation(str(settings["recipe"]), common, runs)
     for name in runs:
-        parse_experiment([ablation.recipe, *_merged(ablation, name)])
+        parse_experiment([ablation.recipe, *merged(ablation.common, runs[name])])
     return ablation
 
 
@@ -58,28 +56,6 @@ def _as_options(path: Path, changes: Any) -> Iterator[str]:
         raise InputError(f"{path}: found {changes!r} where settings are wanted, as {{key: value}}")
     for key, value in changes.items():
         yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _merged(ablation: Ablation, name: str) -> list[str]:
-    """Options of a run: what it changes itself comes last, and once."""
-    return list({option.partition("=")[0]: option for option in (*ablation.common, *ablation.runs[name])}.values())
-
-
-def train(ablation: Ablation, name: str, folder: Path, launcher: str) -> dict[str, Any]:
-    """Results of one run, trained now unless it is finished.
-
-    Raises:
-        InputError: Training failed, or the folder has a run of other settings; the message names the log that tells.
-    """
-    log = folder.with_name(f"{folder.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    options = [*_merged(ablation, name), f"--output_dir={folder}", f"--run_name={folder.name}"]
-    with log.open("ab") as output:
-        command = [sys.executable, *LAUNCH, launcher, TRAIN, ablation.recipe, *options]
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-    if code:
-        raise InputError(f"{name!r} did not finish (exit code {code}); see {log}")
-    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
 
 
 def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -102,26 +78,17 @@ def main() -> None:
     parser.add_argument("ablation", type=Path, help="a .yaml file such as configs/ablations/multi30k.yaml")
     parser.add_argument("--output_dir", type=Path, help="runs/ablation/NAME by default")
     parser.add_argument("--launcher", default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch")
-    args, options = parser.parse_known_args()
-    ablation = read_ablation(args.ablation, _joined(options))
+    args, more = parser.parse_known_args()
+    ablation = read_ablation(args.ablation, joined(more))
     folder = args.output_dir or Path("runs/ablation") / args.ablation.stem
     results: dict[str, Any] = {}
     for name in ablation.runs:
-        results[name] = train(ablation, name, folder / re.sub(r"[^\w.=+-]+", "_", name), args.launcher)
+        run = folder / re.sub(r"[^\w.=+-]+", "_", name)
+        options = merged(ablation.common, ablation.runs[name])
+        results[name] = train_run(ablation.recipe, options, run, script=TRAIN, launcher=args.launcher)
         print(f"{name}: development BLEU {results[name]['eval_bleu']:.2f}", flush=True)
         write_whole(folder / "ablation.md", report(ablation, results))
     print(f"\n{report(ablation, results)}\nwritten to {folder / 'ablation.md'}")
-
-
-def _joined(words: list[str]) -> list[str]:
-    """`--key value` as `--key=value`."""
-    joined: list[str] = []
-    for word in words:
-        if word.startswith("--") or not joined or "=" in joined[-1]:
-            joined.append(word)
-        else:
-            joined[-1] += f"={word}"
-    return joined
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from scripts_on_path import load_script
 
-from hf_mt import InputError
+from hf_mt import InputError, trials
+from hf_mt.trials import joined, merged
 
 
 ablate = load_script("ablate")
@@ -30,8 +31,10 @@ def write(folder: Path, text: str = FILE) -> Path:
 
 def test_a_run_has_what_all_change_and_what_it_changes_itself_which_wins(tmp_path: Path) -> None:
     ablation = ablate.read_ablation(write(tmp_path), ["--seed=7"])
-    assert ablate._merged(ablation, "longer") == ["--max_steps=20", "--learning_rate=1e-3", "--seed=7"]
-    assert ablate._merged(ablation, "as it is") == ["--max_steps=10", "--learning_rate=1e-3", "--seed=7"]
+    options = {name: merged(ablation.common, changes) for name, changes in ablation.runs.items()}
+    assert options["longer"] == ["--max_steps=20", "--learning_rate=1e-3", "--seed=7"]
+    assert options["as it is"] == ["--max_steps=10", "--learning_rate=1e-3", "--seed=7"]
+    assert joined(["--a", "1", "--b=2", "--c", "--d", "x"]) == ["--a=1", "--b=2", "--c", "--d=x"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def trained(command: list[Any], **options: Any) -> CompletedProcess:
 
 
 def test_the_table_compares_with_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate.subprocess, "run", trained)
+    monkeypatch.setattr(trials.subprocess, "run", trained)
     words = ["ablate.py", str(write(tmp_path)), "--output_dir", str(tmp_path / "runs"), "--seed", "7"]
     monkeypatch.setattr("sys.argv", words)
     ablate.main()
@@ -72,9 +75,9 @@ def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = tmp_path / "runs" / "dropout=0.1"
     folder.mkdir(parents=True)
     (folder / "all_results.json").write_text("{}")  # of a run with other settings, which training refuses
-    monkeypatch.setattr(ablate.subprocess, "run", lambda *args, **options: CompletedProcess(args, 1))
+    monkeypatch.setattr(trials.subprocess, "run", lambda *args, **options: CompletedProcess(args, 1))
     with pytest.raises(InputError, match=r"dropout=0\.1\.log"):
-        ablate.train(ablate.read_ablation(write(tmp_path), []), "longer", folder, "cpu.yaml")
+        trials.train_run("recipe.yaml", [], folder, script=Path("train.py"), launcher="cpu.yaml")
 
 
 @pytest.mark.parametrize(

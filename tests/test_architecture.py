@@ -23,7 +23,18 @@ STAGES = {
     "translation": {"hardware", "search", "generation", "translation"},
     "training": {"models", "losses", "optimizer", "averaging", "tracking", "progress", "training", "dry_run"},
     "evaluation": {"environment", "scores", "slices", "significance", "scoring", "evaluation", "results"},
-    "reporting": {"attention", "verdict", "curves", "figures", "tables", "markdown", "run_record", "report"},
+    "reporting": {
+        "attention",
+        "verdict",
+        "curves",
+        "figures",
+        "tables",
+        "markdown",
+        "run_record",
+        "report",
+        "trials",
+        "encoding_comparison",
+    },
     "hub": {"model_card", "hub", "summary"},
 }
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage}

@@ -1,0 +1,127 @@
+"""Position encodings against each other, above all on sentences longer than those of training.
+
+- Runs differ in the encoding and the seed alone, and no training source is longer than `max_source_length` (the cap).
+- The test set is cut by the length of the source in tokens, as shares of the cap. A score is the mean over seeds; its
+  interval, and whether it differs from the first encoding's, come from resampling the sentences of all seeds together.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from transformers import AutoTokenizer
+
+from hf_mt.figures import panels, style
+from hf_mt.markdown import Markup, table
+from hf_mt.scores import SentenceScore, corpus_scores, read_sentence_scores
+from hf_mt.significance import compare_systems
+
+
+SHARES = (0.5, 1.0, 1.5, 2.0)  # bounds of the buckets, as shares of the cap
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Test sentences of a length, and each encoding's BLEU on them."""
+
+    name: str  # in tokens, as in 25-48 or 97+
+    sentences: int
+    bleu: dict[str, list[float]]  # one for each seed
+    interval: dict[str, float]  # half of 95 %
+    p_value: dict[str, float | None]  # against the first encoding
+
+
+def length_buckets(runs: Mapping[str, Sequence[Path]], cap: int) -> list[Bucket]:
+    """Scores by length of the source; buckets without sentences are left out.
+
+    Args:
+        runs: Finished runs of each encoding, one for each seed, the same seeds in the same order.
+        cap: Longest source in training, in tokens with the end of sentence.
+    """
+    tests = {name: [read_sentence_scores(folder / "test_scores.tsv") for folder in runs[name]] for name in runs}
+    folders = next(iter(runs.values()))
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    sources = [score.source for score in next(iter(tests.values()))[0]]
+    lengths = [len(ids) for ids in tokenizer(sources, verbose=False)["input_ids"]]
+    bounds = [0, *(int(cap * share) for share in SHARES), None]
+    buckets = []
+    for before, last in zip(bounds, bounds[1:], strict=False):
+        assert before is not None
+        rows = [row for row, length in enumerate(lengths) if before < length and (last is None or length <= last)]
+        if rows:
+            name = f"{before + 1}+" if last is None else f"{before + 1}-{last}"
+            picked = {encoding: [[test[row] for row in rows] for test in seeds] for encoding, seeds in tests.items()}
+            buckets.append(_bucket(name, picked))
+    return buckets
+
+
+def _bucket(name: str, tests: Mapping[str, Sequence[Sequence[SentenceScore]]]) -> Bucket:
+    bleu = {
+        encoding: [float(corpus_scores(_outputs(test), _references(test), metrics=("bleu",), force=True)["bleu"])
+                   for test in seeds]
+        for encoding, seeds in tests.items()
+    }  # fmt: skip
+    together = {encoding: [text for test in seeds for text in _outputs(test)] for encoding, seeds in tests.items()}
+    references = [text for test in next(iter(tests.values())) for text in _references(test)]
+    found = compare_systems(together, references, metrics=("bleu",)) if len(together) > 1 else []
+    return Bucket(
+        name,
+        len(next(iter(tests.values()))[0]),
+        bleu,
+        {row.system: row.interval for row in found},
+        {row.system: row.p_value for row in found},
+    )
+
+
+def _outputs(test: Sequence[SentenceScore]) -> list[str]:
+    return [score.hypothesis for score in test]
+
+
+def _references(test: Sequence[SentenceScore]) -> list[str]:
+    return [score.references[0] for score in test]
+
+
+def comparison_table(buckets: Sequence[Bucket], runs: Mapping[str, Sequence[Path]]) -> str:
+    """A row for each encoding: BLEU in each bucket (mean, spread over seeds, * where it differs), and its cost."""
+    header = ["Encoding", *(f"{bucket.name} tokens" for bucket in buckets), "target tokens/s", "parameters"]
+    rows = []
+    for name, folders in runs.items():
+        results = [json.loads((folder / "all_results.json").read_text("utf-8")) for folder in folders]
+        speed = mean(found["train_target_tokens_per_second"] for found in results)
+        cost = f"{speed:,.0f}", f"{results[0]['num_parameters']:,}"
+        rows.append([Markup(f"`{name}`"), *(_cell(bucket, name) for bucket in buckets), *cost])
+    sizes = ["sentences", *(f"{bucket.sentences:,}" for bucket in buckets), "", ""]
+    return table(header, [*rows, sizes])
+
+
+def _cell(bucket: Bucket, name: str) -> str:
+    values, p_value = bucket.bleu[name], bucket.p_value.get(name)
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}{' *' if p_value is not None and p_value < SIGNIFICANT else ''}"
+
+
+def comparison_figure(buckets: Sequence[Bucket], cap: int) -> Figure:
+    """BLEU over the buckets, a line for each encoding, with 95 % intervals."""
+    figure, (axes,) = panels(1, 1, (10.5, 5.2))
+    names = list(buckets[0].bleu)
+    for number, name in enumerate(names):
+        x = [place + (number - len(names) / 2) * 0.02 for place in range(len(buckets))]
+        y = [mean(bucket.bleu[name]) for bucket in buckets]
+        errors = [bucket.interval.get(name, 0.0) for bucket in buckets]
+        marker = "osD^vP*X"[number // 8 % 8]
+        axes.errorbar(x, y, errors, label=name, marker=marker, markersize=4, linewidth=1.5, capsize=2)
+    style(axes, f"BLEU by source tokens; longest of training: {cap}")
+    axes.set_xticks(range(len(buckets)), [f"{bucket.name}\n{bucket.sentences:,} sentences" for bucket in buckets])
+    axes.legend(ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What a table says of how its runs were made."""
+    results = json.loads((folder / "all_results.json").read_text("utf-8"))
+    return {key: results[key] for key in ("test_bleu_signature", "train_minutes", "machine") if key in results}

@@ -1,0 +1,57 @@
+"""Several trainings of one recipe, one after another, each in a folder of its own, so that they can be compared.
+
+A finished run is kept and an interrupted one goes on, since training itself does so: the same command again loses
+nothing.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_mt.arguments import InputError
+
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
+
+
+def joined(words: Iterable[str]) -> list[str]:
+    """Options of a command line, `--key value` as `--key=value`."""
+    options: list[str] = []
+    for word in words:
+        if word.startswith("--") or not options or "=" in options[-1]:
+            options.append(word)
+        else:
+            options[-1] += f"={word}"
+    return options
+
+
+def merged(*groups: Iterable[str]) -> list[str]:
+    """Options as `--key=value`, each key once, with what the last group says."""
+    return list({option.partition("=")[0]: option for group in groups for option in group}.values())
+
+
+def train_run(recipe: str, options: Sequence[str], folder: Path, *, script: Path, launcher: str) -> dict[str, Any]:
+    """Results of a run, trained now unless it is finished; what it prints goes to `FOLDER.log`.
+
+    Args:
+        recipe: The YAML file.
+        options: As `--key=value`, apart from the folder.
+        folder: Of the run.
+        script: scripts/train.py.
+        launcher: The configuration of `accelerate launch`.
+
+    Raises:
+        InputError: Training failed, or the folder has a run of other settings; the message names the log that tells.
+    """
+    log = folder.with_name(f"{folder.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    own = [f"--output_dir={folder}", f"--run_name={folder.name}"]
+    with log.open("ab") as output:
+        command = [sys.executable, *LAUNCH, launcher, str(script), recipe, *options, *own]
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+    if code:
+        raise InputError(f"{folder.name!r} did not finish (exit code {code}); see {log}")
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))

@@ -1,0 +1,90 @@
+"""The comparison of encodings cuts the test set by length and compares like with like."""
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import matplotlib.image
+import pytest
+from random_models import word_tokenizer
+from scripts_on_path import load_script
+
+from hf_mt import trials
+from hf_mt.encoding_comparison import comparison_table, length_buckets
+from hf_mt.scores import corpus_scores, sentence_scores, write_sentence_scores
+
+
+LENGTHS = [3, 4, 7, 9, 13, 14, 19, 25] * 8  # words; the end of sentence is one token more
+SOURCES = [" ".join(f"w{4 + (place + row) % 30}" for place in range(length)) for row, length in enumerate(LENGTHS)]
+
+
+def translate(sources: list[str], good_up_to: int, seed: int) -> list[str]:
+    return [
+        source if len(source.split()) <= good_up_to else " ".join([*source.split()[: len(source) % 5 + seed], "x"])
+        for source in sources
+    ]
+
+
+def make_run(folder: Path, good_up_to: int, seed: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    word_tokenizer().save_pretrained(folder)
+    outputs = translate(SOURCES, good_up_to, seed)
+    write_sentence_scores(folder / "test_scores.tsv", sentence_scores(SOURCES, outputs, SOURCES))
+    results = {"train_target_tokens_per_second": 1000.0 * seed, "num_parameters": 5, "test_bleu": 10.0}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, list[Path]]:
+    return {
+        name: [make_run(tmp_path / f"{name}-{seed}", good_up_to, seed) for seed in (1, 2)]
+        for name, good_up_to in (("sinusoidal", 9), ("rope", 19))
+    }
+
+
+def test_buckets_are_shares_of_the_cap_in_tokens(runs: dict[str, list[Path]]) -> None:
+    buckets = length_buckets(runs, cap=10)
+    assert [(bucket.name, bucket.sentences) for bucket in buckets] == [
+        ("1-5", 16), ("6-10", 16), ("11-15", 16), ("16-20", 8), ("21+", 8),
+    ]  # fmt: skip
+    rows = [row for row, length in enumerate(LENGTHS) if 11 <= length + 1 <= 15]
+    outputs = [translate(SOURCES, 9, 2)[row] for row in rows]
+    expected = corpus_scores(outputs, [SOURCES[row] for row in rows], metrics=("bleu",))["bleu"]
+    assert buckets[2].bleu["sinusoidal"][1] == expected and buckets[2].bleu["rope"] == [pytest.approx(100)] * 2
+
+
+def test_differences_beyond_the_cap_are_significant_and_none_before(runs: dict[str, list[Path]]) -> None:
+    buckets = length_buckets(runs, cap=10)
+    assert [bucket.p_value["rope"] for bucket in buckets[:2]] == [1.0, 1.0]
+    assert max(bucket.p_value["rope"] or 0 for bucket in buckets[2:4]) < 0.05
+    lines = comparison_table(buckets, runs).splitlines()
+    rope = next(line for line in lines if "`rope`" in line)
+    assert rope.count("&#42;") == 2 and "100.0 ± 0.0 &#42;" in rope and "1,500" in rope
+    assert "&#42;" not in next(line for line in lines if "`sinusoidal`" in line)
+
+
+def trained(command: list[Any], **options: Any) -> CompletedProcess:
+    """Stands for `accelerate launch scripts/train.py`."""
+    words = dict(word.lstrip("-").split("=", 1) for word in map(str, command) if word.startswith("--") and "=" in word)
+    make_run(Path(words["output_dir"]), 9 if words["position_encoding"] == "none" else 19, int(words["seed"]))
+    return CompletedProcess(command, 0)
+
+
+def test_the_script_trains_each_encoding_with_each_seed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(trials.subprocess, "run", trained)
+    (tmp_path / "recipe.yaml").write_text("source_lang: en\ntarget_lang: de\nmax_source_length: 10\n")
+    words = [str(tmp_path / "recipe.yaml"), "--encodings", "none", "t5", "--seeds", "1", "3", "--output_dir",
+             str(tmp_path / "runs"), "--max_steps", "5"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["compare_position_encodings.py", *words])
+    load_script("compare_position_encodings").main()
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {
+        "none-1",
+        "none-3",
+        "t5-1",
+        "t5-3",
+    }
+    text = (tmp_path / "runs" / "comparison.md").read_text()
+    assert "11-15 tokens" in text and "at most 10 tokens" in text and "--max_steps=5" in text
+    assert matplotlib.image.imread(tmp_path / "runs" / "comparison.png").std() > 0
