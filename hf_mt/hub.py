@@ -4,6 +4,7 @@
   sends the whole run folder, test translations and local paths included, and its pushes during training leave out the
   code of the model, so that they do not load.
 - Code files are those that `auto_map` names and what they import, found as transformers finds them when it loads.
+- Of the pictures only the curves are pushed: those of attention show sentences of the corpus.
 - A push during training that fails is reported and training goes on; see `Publisher`.
 """
 
@@ -21,6 +22,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from hf_mt.arguments import Experiment, InputError
 from hf_mt.model_card import write_model_card as write_model_card
+from hf_mt.run_record import CURVES
 
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ TOKENIZER_FILES = (
     "sentencepiece.model",
     "tokenizer.model",
 )
-ALLOWED_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES, "README.md", "report/*.png")
+ALLOWED_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES, "README.md", CURVES)
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 TEXT_SUFFIXES = frozenset({".json", ".md", ".py", ".txt"})
 

@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
 from hf_mt.markdown import Markup, code, fenced, folded, inert, number, table
 from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
-from hf_mt.run_record import METRICS, Run, hub_name, read_run, without_path
+from hf_mt.run_record import CURVES, METRICS, Run, hub_name, read_run, without_path
 from hf_mt.text_files import write_whole
 from hf_mt.verdict import series
 
@@ -249,14 +249,9 @@ def _minutes(run: Run) -> str | None:
 
 
 def _curves(run: Run, path: Path) -> str:
-    """The images of `report/`, where the card lies beside it."""
+    """The picture of the run's course, where the card lies beside it."""
     inside = path.parent.resolve() == run.folder.resolve()
-    images = sorted((run.folder / "report").glob("*.png")) if inside else []
-    return "\n\n".join(f"![{inert(image.stem)}](report/{image.name})" for image in images if _plain(image.name))
-
-
-def _plain(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+", name) is not None
+    return f"![curves]({CURVES})" if inside and (run.folder / CURVES).is_file() else ""
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from hf_mt.model import HfMtConfig
 from hf_mt.verdict import best_point
 
 
+CURVES = "report/curves.png"  # of a run folder
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NAME_KEYS = frozenset({"dataset_name", "model_name_or_path", "tokenizer_name", "hub_model_id"})
 TEXT_KEYS = frozenset({"source_prefix"})  # a slash in them is no path

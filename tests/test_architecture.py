@@ -14,20 +14,22 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_mt"
 
 # what a sentence passes through, in order; a module imports only from its own stage and from those above
-STAGES = {
-    "arguments": "key_rules settings arguments run_folder text_files".split(),
-    "corpora": "cldr corpora".split(),
-    "tokenization": "tokenization".split(),
-    "data": "batching data".split(),
-    "model": "model".split(),
-    "translation": "hardware search generation translation".split(),
-    "training": "models losses optimizer averaging tracking progress training dry_run".split(),
-    "evaluation": "environment scores slices significance scoring evaluation results".split(),
-    "reporting": "attention verdict curves figures tables markdown run_record report trials "
-    "encoding_comparison encoding_pictures".split(),
-    "hub": "model_card hub summary".split(),
-}
-STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage}
+_STAGES = """
+arguments: key_rules settings arguments run_folder text_files
+corpora: cldr corpora
+tokenization: tokenization
+data: batching data
+model: model
+translation: hardware search generation translation
+training: models losses optimizer averaging tracking progress training dry_run
+evaluation: environment scores slices significance scoring evaluation results
+pictures: attention verdict curves figures
+reporting: tables markdown run_record report
+hub: model_card hub summary
+comparison: trials encoding_comparison encoding_pictures
+"""
+STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
+STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}
 EXCEPTIONS = {("arguments", "model")}  # keys of the architecture are the fields of its configuration
 LINES = {"modeling_hf_mt.py": 600}  # the one file that a reader of the model has to have in front of him whole
 PRINTERS = {"arguments.py": {"run_script", "parse_experiment"}}  # errors, and --help
