@@ -32,8 +32,7 @@ def encoding_figure(name: str, *, seed: int = 0) -> Figure:
     torch.manual_seed(seed)
     encoder, decoder = (_scheme(name, bidirectional=side == 0) for side in range(2))
     word = torch.randn(WIDTH)
-    figure, (left, middle, right) = panels(1, 3, (12.0, 3.6))
-    figure.set_dpi(90)
+    figure, (left, middle, right) = panels(1, 3, (12.0, 3.6), dpi=90)
     _draw_own(left, encoder, word)
     for axes, encoding, title in ((middle, encoder, "scores, encoder"), (right, decoder, "scores, decoder")):
         values = _scores(encoding, word)

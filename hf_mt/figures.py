@@ -137,9 +137,9 @@ def inline_svg(figure: Figure, name: str) -> str:
     return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
 
 
-def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, size: tuple[float, float], *, dpi: int = 160) -> tuple[Figure, list[Axes]]:
     """A figure of that size in inches, and its axes row by row."""
-    figure = Figure(figsize=size, dpi=160, facecolor="white")
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
