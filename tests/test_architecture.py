@@ -26,7 +26,7 @@ evaluation: environment scores slices significance scoring evaluation results
 pictures: attention verdict curves figures
 reporting: tables markdown run_record report
 hub: model_card hub summary
-comparison: trials encoding_comparison encoding_pictures
+comparison: trials padded_counting four_settings encoding_comparison encoding_pictures
 """
 STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}

@@ -1,0 +1,63 @@
+"""Counting padding flatters: the less a model says, the more; and the numbers are those of plain loops."""
+
+import random
+
+import pytest
+import sacrebleu
+
+from hf_mt import InputError
+from hf_mt.padded_counting import END, PAD, count_padding
+
+
+def sentences(count: int, seed: int) -> list[list[str]]:
+    """Lengths spread as those of talks are: many short sentences, a few long ones."""
+    rng = random.Random(seed)
+    return [[f"w{rng.randrange(2000)}" for _ in range(1 + int(rng.gammavariate(2.0, 10.0)))] for _ in range(count)]
+
+
+REFERENCES = sentences(320, seed=0)
+
+
+def by_hand(hypotheses: list[list[str]], references: list[list[str]], size: int) -> tuple[float, float, float]:
+    bleu, right, padding, cells = [], 0, 0, 0
+    for start in range(0, len(references), size):
+        rows = [[*row, END] for row in hypotheses[start : start + size] + references[start : start + size]]
+        width = max(map(len, rows))
+        rows = [row + [PAD] * (width - len(row)) for row in rows]
+        for ours, theirs in zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True):
+            score = sacrebleu.sentence_bleu(" ".join(ours), [" ".join(theirs)], tokenize="none", smooth_method="none",
+                                            use_effective_order=False)  # fmt: skip
+            bleu.append(score.score / 100)
+            right += sum(one == other for one, other in zip(ours, theirs, strict=True))
+            padding += theirs.count(PAD)
+            cells += width
+    return sum(bleu) / len(bleu), right / cells, padding / cells
+
+
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_counts_are_those_of_plain_loops(size: int) -> None:
+    hypotheses = [row[: len(row) // 2] + ["x"] for row in REFERENCES]
+    found = count_padding(hypotheses, REFERENCES, sentences_per_batch=size)
+    expected = by_hand(hypotheses, REFERENCES, size)
+    assert (found.bleu_with_padding, found.accuracy_with_padding, found.padding) == pytest.approx(expected)
+
+
+def test_a_model_that_says_nothing_looks_as_if_it_had_learnt_something() -> None:
+    nothing: list[list[str]] = [[] for _ in REFERENCES]
+    found = count_padding(nothing, REFERENCES)
+    assert found.bleu_with_padding > 0.25 and found.accuracy_with_padding > 0.4
+    alone = count_padding(nothing, REFERENCES, sentences_per_batch=1)  # the control: hardly any padding in common
+    assert alone.bleu_with_padding < 0.05 and alone.padding == 0
+    honest = sacrebleu.corpus_bleu([" ".join(row) for row in nothing], [[" ".join(row) for row in REFERENCES]])
+    assert honest.score == 0
+
+
+def test_a_perfect_model_is_perfect_either_way() -> None:
+    found = count_padding(REFERENCES, REFERENCES)
+    assert (found.bleu_with_padding, found.accuracy_with_padding) == (pytest.approx(1), 1)
+
+
+def test_bad_input_is_refused() -> None:
+    for hypotheses, references in (([], []), ([["a"]], [["a"], ["b"]])):
+        with pytest.raises(InputError, match="there must be as many"):
+            count_padding(hypotheses, references)
