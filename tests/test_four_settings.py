@@ -21,8 +21,9 @@ def make_run(folder: Path, *, right: int, loss: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     outputs = [text if row < right else "the the" for row, text in enumerate(REFERENCES)]
     write_sentence_scores(folder / "test_scores.tsv", sentence_scores(REFERENCES, outputs, REFERENCES))
-    log = [
-        {"step": 10 * step, "epoch": step / 2, "loss": 9 - (9 - loss) * step / 20, "accuracy": 0.5}
+    start = loss if loss > 3 else 9.0  # a run that fails does not move at all
+    log: list[dict[str, Any]] = [
+        {"step": 10 * step, "epoch": step / 2, "loss": start - (start - loss) * step / 20, "accuracy": 0.5}
         for step in range(21)
     ]
     log += [{"step": 200, "epoch": 10.0, "eval_loss": loss + 1, "eval_accuracy": 0.4, "eval_bleu": 2.0}]
@@ -62,7 +63,11 @@ def test_the_script_compares_the_settings_and_the_cures(tmp_path: Path, monkeypa
     text = (tmp_path / "runs" / "report.md").read_text()
     for part in ("12.30", "--max_train_samples=300", "say nothing at all", "set 1, set 4", "a machine"):
         assert part in text
-    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "| 6.500 |" in line or "| 1.000 |" in line}
+    rows = {
+        line.split(" | ")[0].strip("| "): line
+        for line in text.splitlines()
+        if "| 6.500 |" in line or "| 1.000 |" in line
+    }
     assert set(rows) == {"set 1", "set 4", "set 4, pre-norm", "set 4, warm-up"} and "6.500" in rows["set 4"]
     verdicts = [line for line in text.splitlines() if line.startswith("- set")]
     assert [("diverged" in line) for line in verdicts] == [False, True, False, False]
