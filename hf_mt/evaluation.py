@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from hf_mt.arguments import DataArguments, InputError, typed_values
+from hf_mt.comet import PROGRAM, comet_score
 from hf_mt.corpora import load_corpus, read_lines
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import corpus_scores, write_sentence_scores
+from hf_mt.scoring import corpus_perplexity, score_pairs
 from hf_mt.settings import Setting, convert, did_you_mean, read_options, read_yaml
 from hf_mt.slices import slice_metrics, write_analysis
 from hf_mt.text_files import one_line, open_output
-from hf_mt.translation import Hypothesis, Translator
+from hf_mt.translation import Translator
 
 
 LANGUAGES = ("source_lang", "target_lang")
+SEARCH = ("num_beams", "length_penalty")
 SOURCES = ("dataset_name", "train_file", "validation_file", "test_file")
 WITH_A_SOURCE = ("dataset_config_name", "dataset_revision", "source_column", "target_column", "max_predict_samples")
 
@@ -34,6 +37,9 @@ class EvaluationArguments:
         tokens_per_batch: Padded source tokens times beams.
         lowercase: As in `corpus_scores`.
         tokenize: As in `corpus_scores`.
+        more_references: Files of further references, a line each.
+        comet: A model of COMET, to score with it too.
+        comet_program: See `hf_mt.comet`.
         output_dir: Where to write; `evaluation/<split or name of the test file>` in a run folder if None.
         device: An accelerator, if there is one, if None.
         revision: Branch, tag or commit on the Hub.
@@ -48,6 +54,9 @@ class EvaluationArguments:
     tokens_per_batch: int = 16384
     lowercase: bool = False
     tokenize: str = "13a"
+    more_references: None | str | list[str] = None
+    comet: str | None = None
+    comet_program: str = PROGRAM
     output_dir: str | None = None
     device: str | None = None
     revision: str | None = None
@@ -113,36 +122,57 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     """
     pairs = load_corpus(data, splits=(args.split,))[args.split]["translation"]
     sources = [pair[data.source_lang] for pair in pairs]
-    references = [pair[data.target_lang] for pair in pairs]
-    prefix = "test" if args.split == "test" else "eval"
+    targets = [pair[data.target_lang] for pair in pairs]
+    references = _all_references(args, targets)
     results: dict[str, Any] = {"model": args.model, "hypotheses": args.hypotheses, "sentences": len(sources)}
     if args.hypotheses is None:
-        best, search = _translate(args, data, sources, show_progress)
-        hypotheses = [hypothesis.text for hypothesis in best]
-        results |= {f"{prefix}_cut_off": sum(not hypothesis.finished for hypothesis in best) / len(best), **search}
+        hypotheses, found = _translate(args, data, sources, targets, show_progress)
     else:
-        hypotheses = read_lines(Path(args.hypotheses))
-    scores = corpus_scores(hypotheses, references, lowercase=args.lowercase, tokenize=args.tokenize)
-    scores |= slice_metrics(sources, hypotheses, references)
-    results |= {f"{prefix}_{name}": value for name, value in scores.items()}
+        hypotheses, found = read_lines(Path(args.hypotheses)), {}
+    found |= corpus_scores(hypotheses, references, lowercase=args.lowercase, tokenize=args.tokenize)
+    found |= slice_metrics(sources, hypotheses, references)
+    if args.comet is not None:
+        found["comet"] = comet_score(sources, hypotheses, targets, model=args.comet, program=args.comet_program)
+    prefix = "test" if args.split == "test" else "eval"
+    results |= {name if name in SEARCH else f"{prefix}_{name}": value for name, value in found.items()}
     results |= {name: value for name, value in asdict(data).items() if name in (*SOURCES, *LANGUAGES) and value}
     folder = _output_folder(args, data)
     results["output_dir"] = None if folder is None else str(folder)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        analysed = write_analysis(folder / "test_analysis.json", sources, hypotheses, references)
-        write_sentence_scores(folder / "test_scores.tsv", analysed)
-        with open_output(folder / "predictions.txt") as file:
-            file.writelines(f"{one_line(text)}\n".encode() for text in hypotheses)
-        with open_output(folder / "results.json") as file:
-            file.write(json.dumps(results, indent=2, ensure_ascii=False).encode() + b"\n")
+        _write(folder, results, sources, hypotheses, references)
     return results
 
 
+def _all_references(args: EvaluationArguments, targets: Sequence[str]) -> list[list[str]]:
+    """The references of each sentence: that of the data, and those of further files."""
+    files = args.more_references or []
+    sets = [list(targets), *(read_lines(Path(file)) for file in ([files] if isinstance(files, str) else files))]
+    for file, lines in zip(files if isinstance(files, list) else [files], sets[1:], strict=False):
+        if len(lines) != len(targets):
+            raise InputError(f"{file} has {len(lines)} lines, but the test set {len(targets)} sentences")
+    return [list(row) for row in zip(*sets, strict=True)]
+
+
+def _write(
+    folder: Path,
+    results: Mapping[str, Any],
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    analysed = write_analysis(folder / "test_analysis.json", sources, hypotheses, references)
+    write_sentence_scores(folder / "test_scores.tsv", analysed)
+    with open_output(folder / "predictions.txt") as file:
+        file.writelines(f"{one_line(text)}\n".encode() for text in hypotheses)
+    with open_output(folder / "results.json") as file:
+        file.write(json.dumps(results, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
 def _translate(
-    args: EvaluationArguments, data: DataArguments, sources: Sequence[str], show_progress: bool
-) -> tuple[list[Hypothesis], dict[str, Any]]:
-    """The best hypotheses, and how they were searched."""
+    args: EvaluationArguments, data: DataArguments, sources: Sequence[str], targets: Sequence[str], show_progress: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """The best hypotheses; the share of those that were cut, how they were searched, and the loss on the targets."""
     translator = Translator(
         str(args.model),
         device=args.device,
@@ -159,7 +189,11 @@ def _translate(
         search["length_penalty"] = next(penalty for penalty in penalties if penalty is not None)
     budget = args.tokens_per_batch
     stream = translator.translate_stream(sources, tokens_per_batch=budget, show_progress=show_progress, **search)
-    return [hypotheses[0] for hypotheses in stream], search
+    best = [hypotheses[0] for hypotheses in stream]
+    loss, perplexity = corpus_perplexity(score_pairs(translator, sources, targets, tokens_per_batch=budget))
+    cut_off = sum(not hypothesis.finished for hypothesis in best) / len(best)
+    found = {"loss": loss, "perplexity": perplexity, "cut_off": cut_off, **search}
+    return [hypothesis.text for hypothesis in best], found
 
 
 def _output_folder(args: EvaluationArguments, data: DataArguments) -> Path | None:

@@ -9,6 +9,8 @@ folder has defaults, and
     --num_beams N                  --length_penalty X          (the model's own)
     --tokens_per_batch N           --device D                  --revision R     --trust_remote_code
     --lowercase  --tokenize none   for text that is lower-cased or tokenised: scores get other names
+    --more_references FILE         further references; '["FILE", "FILE"]' for several
+    --comet MODEL                  also COMET, by the program --comet_program (comet-score)
     --hypotheses FILE              scores these translations, with or without MODEL
 """
 

@@ -22,7 +22,7 @@ data: batching data
 model: model
 translation: hardware search generation translation
 training: models losses optimizer averaging tracking progress training dry_run
-evaluation: environment scores slices significance scoring evaluation results
+evaluation: environment scores slices significance scoring comet evaluation results
 pictures: attention verdict curves figures
 reporting: tables markdown run_record report
 hub: model_card hub summary

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from random_models import MODELS, SENTENCES, word_tokenizer
 
 from hf_mt import InputError
+from hf_mt.comet import comet_score
 from hf_mt.evaluation import EvaluationArguments, evaluate_model, parse_evaluation
 from hf_mt.scores import (
     SentenceScore,
@@ -33,6 +34,7 @@ from hf_mt.scores import (
     sentence_scores,
     write_sentence_scores,
 )
+from hf_mt.scoring import corpus_perplexity, score_pairs
 from hf_mt.translation import Translator
 
 
@@ -315,3 +317,48 @@ def test_tokenised_text_is_scored_as_it_stands_too(caplog: pytest.LogCaptureFixt
     assert "tokenized period" not in caplog.text
     corpus_scores(sentences, sentences)
     assert "tokenized period" in caplog.text
+
+
+def test_further_references_count(run_folder: Path, tmp_path: Path) -> None:
+    hypotheses = SENTENCES[:4]
+    (tmp_path / "hyp").write_text("".join(f"{line}\n" for line in hypotheses), "utf-8")
+    (tmp_path / "more").write_text("".join(f"{line}\n" for line in hypotheses), "utf-8")
+    words = [str(run_folder), "--hypotheses", str(tmp_path / "hyp"), "--output_dir", str(tmp_path / "out")]
+    assert evaluate_model(*parse_evaluation(words))["test_chrf"] < 100
+    found = evaluate_model(*parse_evaluation([*words, "--more_references", str(tmp_path / "more")]))
+    assert found["test_chrf"] == pytest.approx(100) and "nrefs:2" in found["test_bleu_signature"]
+    assert [len(row.references) for row in read_sentence_scores(tmp_path / "out" / "test_scores.tsv")] == [2] * 4
+    (tmp_path / "more").write_text("one\n", "utf-8")
+    with pytest.raises(InputError, match="more has 1 lines, but the test set 4 sentences"):
+        evaluate_model(*parse_evaluation([*words, "--more_references", str(tmp_path / "more")]))
+
+
+def test_the_loss_of_references_is_reported_too(run_folder: Path, tmp_path: Path) -> None:
+    words = [str(run_folder), "--device", "cpu", "--output_dir", str(tmp_path)]
+    found = evaluate_model(*parse_evaluation(words))
+    translator = Translator(run_folder, source_prefix="w33 ", device="cpu")
+    scores = score_pairs(translator, SENTENCES[:4], [line[::-1] for line in SENTENCES[:4]])
+    assert found["test_loss"] == pytest.approx(corpus_perplexity(scores)[0])
+    assert found["test_perplexity"] == pytest.approx(corpus_perplexity(scores)[1])
+
+
+COMET = """#!{python}
+import sys
+words = sys.argv
+texts = [open(words[words.index(flag) + 1]).read().splitlines() for flag in ("-s", "-t", "-r")]
+if words[words.index("--model") + 1] != "known":
+    sys.exit("no such model")
+print(f"hyp\tscore: {{sum(one == other for one, other in zip(*texts[1:])) / len(texts[0]):.4f}}")
+"""
+
+
+def test_comet_is_scored_by_its_own_program_and_refused_without(tmp_path: Path) -> None:
+    program = tmp_path / "comet-score"
+    program.write_text(COMET.format(python=sys.executable))
+    program.chmod(0o755)
+    sentences = (["a", "b\nc", "d", "e"], ["a", "x", "d", "y"], ["a", "b", "d", "e"])
+    assert comet_score(*sentences, model="known", program=str(program)) == 0.5
+    with pytest.raises(InputError, match="could not score with the model 'other' .*no such model"):
+        comet_score(*sentences, model="other", program=str(program))
+    with pytest.raises(InputError, match=r"there is no 'nowhere/comet-score'.*pip install unbabel-comet"):
+        comet_score(*sentences, model="known", program="nowhere/comet-score")
