@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import random_models
 import torch
+import wandb
 import yaml
 from safetensors.torch import load_file
 
@@ -180,7 +181,13 @@ def test_wandb_offline_records_a_run(config: Path, tmp_path: Path, capsys: Any, 
     monkeypatch.setenv("WANDB_SILENT", "true")
     code, _, err = run("train", config, "--output_dir", tmp_path / "run", "--report_to", "wandb", capsys=capsys)
     assert code == 0, err
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    wandb.finish()  # as at the end of a process
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    media = {path.parent.name + "/" + path.name.split("_")[0] for path in tmp_path.glob("wandb/*/files/media/**/*.*")}
+    assert {"table/samples", "report/curves", "report/bleu-by-length"} <= media, media
+    written = record.read_bytes()
+    for words in (b"report-", b"index.html", b"test_bleu", b"eval_chrf"):
+        assert words in written, words
 
 
 def write_pairs(folder: Path, name: str, source: bytes, target: bytes) -> str:
