@@ -1,9 +1,7 @@
-"""Tests of hf_mt.arguments, hf_mt.key_rules and scripts/env.py: which keys there are, and how they go together."""
+"""Tests of hf_mt.arguments and hf_mt.key_rules: which keys there are, and how they go together."""
 
 import dataclasses
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 from transformers import PreTrainedConfig
@@ -287,11 +285,3 @@ def test_only_the_first_rank_speaks(capsys, monkeypatch):
         with pytest.raises(SystemExit) as caught:
             run_script(refuse)
         assert caught.value.code == 2 and bool(capsys.readouterr().err) is speaks
-
-
-def test_env_script_names_each_dependency(capsys):
-    runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "env.py"), run_name="__main__")
-    shown = capsys.readouterr().out
-    assert shown.startswith("```") and shown.rstrip().endswith("```")
-    for name in ("hf_mt", "torch", "transformers", "Python", "CPUs", "GPUs", "accelerate config"):
-        assert re.search(rf"^{name} +\S", shown, re.MULTILINE), name

@@ -362,3 +362,20 @@ def test_comet_is_scored_by_its_own_program_and_refused_without(tmp_path: Path) 
         comet_score(*sentences, model="other", program=str(program))
     with pytest.raises(InputError, match=r"there is no 'nowhere/comet-score'.*pip install unbabel-comet"):
         comet_score(*sentences, model="known", program="nowhere/comet-score")
+
+
+def test_spbleu_takes_the_model_on_disk_and_fetches_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    for module in ("hf_mt.scores", "sacrebleu.tokenizers.tokenizer_spm"):
+        monkeypatch.setattr(f"{module}.SACREBLEU_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="'flores200', whose model is not on this machine: put https://.* at "):
+        corpus_scores(HYPOTHESES, REFERENCES, tokenize="flores200")
+    (tmp_path / "text").write_text("\n".join(REFERENCES * 20), "utf-8")
+    (tmp_path / "models").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=40, minloglevel=2
+    )
+    (tmp_path / "m.model").rename(tmp_path / "models" / "flores200sacrebleuspm")
+    found = corpus_scores(HYPOTHESES, REFERENCES, tokenize="flores200", metrics=("bleu",))
+    assert "tok:flores200" in found["spbleu_signature"] and "bleu" not in found
+    assert found["spbleu"] != corpus_scores(HYPOTHESES, REFERENCES)["bleu"]
