@@ -14,25 +14,15 @@ from hf_mt.arguments import run_script
 from hf_mt.corpora import read_lines
 from hf_mt.progress import quiet_libraries
 from hf_mt.scoring import corpus_perplexity, score_pairs
-from hf_mt.translation import Translator
-
-
-OF_TRANSLATOR = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
+from hf_mt.translator_options import add_translator_options, translator_from
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("model", help="folder of a run or model, or a name on the Hub")
+    add_translator_options(parser)
     parser.add_argument("--source", required=True, help="UTF-8 text, a sentence a line")
     parser.add_argument("--target", required=True, help="its translations, as many lines")
     parser.add_argument("--tokens_per_batch", type=int, default=16384, help="padded tokens of the longer side")
-    parser.add_argument("--source_prefix", default="", help="text before each sentence (T5)")
-    parser.add_argument("--source_lang", help="for multilingual models: code of the source language")
-    parser.add_argument("--target_lang", help="for multilingual models: code of the target language")
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: an accelerator if there is one")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as saved")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let code that comes with the model run")
     return parser.parse_args()
 
 
@@ -40,7 +30,7 @@ def main() -> None:
     quiet_libraries()
     args = vars(parse())
     sources, targets = (read_lines(Path(args[side])) for side in ("source", "target"))
-    translator = Translator(args["model"], **{name: args[name] for name in OF_TRANSLATOR})
+    translator = translator_from(args)
     scores = score_pairs(translator, sources, targets, tokens_per_batch=args["tokens_per_batch"])
     for score in scores:
         print(f"{score.log_probability:.4f}\t{score.num_tokens}\t{score.per_token:.4f}")

@@ -13,15 +13,13 @@ from collections.abc import Iterable
 from hf_mt.arguments import InputError, run_script
 from hf_mt.progress import quiet_libraries
 from hf_mt.text_files import read_stream
-from hf_mt.translation import Translator, write_translations
-
-
-OF_TRANSLATOR = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
+from hf_mt.translation import write_translations
+from hf_mt.translator_options import add_translator_options, translator_from
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("model", help="folder of a run or model, or a name on the Hub")
+    add_translator_options(parser)
     parser.add_argument("sentences", nargs="*", help="sentences to translate, instead of --input")
     parser.add_argument("--input", default="-", help="UTF-8 text, a sentence a line; - (the default): standard input")
     parser.add_argument("--output", default="-", help="where to write; - (the default): standard output")
@@ -31,13 +29,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max_length_a", type=float, default=2.0, help="a translation has at most a * source tokens")
     parser.add_argument("--max_length_b", type=int, default=20, help="+ b tokens")
     parser.add_argument("--tokens_per_batch", type=int, default=16384, help="padded source tokens times beams")
-    parser.add_argument("--source_prefix", default="", help="text before each sentence (T5)")
-    parser.add_argument("--source_lang", help="for multilingual models: code of the source language")
-    parser.add_argument("--target_lang", help="for multilingual models: code of the target language")
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: an accelerator if there is one")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as saved")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let code that comes with the model run")
     return parser.parse_intermixed_args()  # options may stand before the sentences
 
 
@@ -53,7 +44,7 @@ def main() -> None:
     args = vars(parse())
     lines = args.pop("sentences") or read_input(args["input"])
     del args["input"]
-    translator = Translator(args.pop("model"), **{name: args.pop(name) for name in OF_TRANSLATOR})
+    translator = translator_from(args)
     write_translations(translator, lines, args.pop("output"), show_progress=sys.stderr.isatty(), **args)
 
 

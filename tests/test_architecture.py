@@ -20,7 +20,7 @@ corpora: cldr corpora
 tokenization: tokenization
 data: batching data
 model: model
-translation: hardware search generation translation
+translation: hardware search generation translation translator_options
 training: models losses optimizer averaging tracking progress training dry_run
 evaluation: environment scores slices significance scoring comet evaluation results
 pictures: attention verdict curves figures
