@@ -20,7 +20,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers.dynamic_module_utils import get_relative_imports
 
-from hf_mt.arguments import Experiment, InputError
+from hf_mt.arguments import InputError
+from hf_mt.experiment import Experiment
 from hf_mt.model_card import write_model_card as write_model_card
 from hf_mt.run_record import CURVES
 

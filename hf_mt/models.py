@@ -13,8 +13,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from hf_mt.arguments import Experiment, InputError
+from hf_mt.arguments import InputError
 from hf_mt.data import PreparedData
+from hf_mt.experiment import Experiment
 from hf_mt.generation import position_limit
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
 

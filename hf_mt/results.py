@@ -12,8 +12,8 @@ from typing import Any
 from datasets import Dataset
 
 from hf_mt import __version__
-from hf_mt.arguments import Experiment
 from hf_mt.environment import environment
+from hf_mt.experiment import Experiment
 from hf_mt.hardware import machine
 from hf_mt.scores import write_sentence_scores
 from hf_mt.slices import write_analysis

@@ -15,7 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_mt.arguments import Experiment, InputError, typed_values, valid_keys
+from hf_mt.arguments import InputError
+from hf_mt.experiment import Experiment, typed_values, valid_keys
 from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS
 from hf_mt.settings import read_yaml, yaml_value
 from hf_mt.text_files import write_whole

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from hf_mt.arguments import SECRET_KEYS, InputError
+from hf_mt.arguments import InputError
+from hf_mt.key_rules import SECRET_KEYS
 from hf_mt.model import HfMtConfig
 from hf_mt.verdict import best_point
 

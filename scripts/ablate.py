@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_mt.arguments import InputError, parse_experiment, run_script
+from hf_mt.arguments import InputError
+from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.markdown import table
 from hf_mt.settings import read_yaml
 from hf_mt.text_files import write_whole

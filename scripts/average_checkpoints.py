@@ -7,8 +7,8 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from hf_mt.arguments import run_script
 from hf_mt.averaging import save_average
+from hf_mt.experiment import run_script
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import suites, tables
 from benchmarks.jobs import SIZES, TRAINING, prepare_text
 
-from hf_mt.arguments import run_script
+from hf_mt.experiment import run_script
 from hf_mt.hardware import available_cores
 from hf_mt.text_files import write_whole
 

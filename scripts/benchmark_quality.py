@@ -16,9 +16,10 @@ from benchmarks.jobs import SPACE, measure, subwords
 from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_mt.arguments import Experiment, InputError, parse_experiment, run_script
+from hf_mt.arguments import InputError
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus
+from hf_mt.experiment import Experiment, parse_experiment, run_script
 from hf_mt.hardware import available_cores
 from hf_mt.markdown import table
 from hf_mt.run_folder import CONFIG_NAME

@@ -8,7 +8,7 @@ A system is a run folder or a file of translations. The tests are sacrebleu's.
 
 import argparse
 
-from hf_mt.arguments import run_script
+from hf_mt.experiment import run_script
 from hf_mt.progress import quiet_libraries
 from hf_mt.significance import METHODS, SEED, compare_systems, read_systems
 from hf_mt.tables import print_comparisons

@@ -12,8 +12,8 @@ runs are kept, and the same command goes on. It writes comparison.md and compari
 import argparse
 from pathlib import Path
 
-from hf_mt.arguments import parse_experiment, run_script
 from hf_mt.encoding_comparison import comparison_figure, comparison_table, length_buckets, settings_of
+from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.text_files import write_whole

@@ -6,8 +6,8 @@ python scripts/draw_position_encodings.py --output model_cards/positional_encodi
 import argparse
 from pathlib import Path
 
-from hf_mt.arguments import run_script
 from hf_mt.encoding_pictures import encoding_figure
+from hf_mt.experiment import run_script
 from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
 

@@ -9,7 +9,7 @@ Without --output the card is README.md in the folder of the run.
 import argparse
 from pathlib import Path
 
-from hf_mt.arguments import run_script
+from hf_mt.experiment import run_script
 from hf_mt.model_card import write_model_card
 
 

@@ -10,7 +10,7 @@ sends nothing.
 import argparse
 from pathlib import Path
 
-from hf_mt.arguments import run_script
+from hf_mt.experiment import run_script
 from hf_mt.hub import files_to_push, push, write_model_card
 
 

@@ -7,7 +7,7 @@ python scripts/report.py runs/rope runs/alibi --output reports/encodings
 import argparse
 from pathlib import Path
 
-from hf_mt.arguments import run_script
+from hf_mt.experiment import run_script
 from hf_mt.progress import quiet_libraries
 from hf_mt.report import write_report
 

@@ -11,7 +11,7 @@ being equal. Finished runs are kept, and the same command goes on. It writes rep
 import argparse
 from pathlib import Path
 
-from hf_mt.arguments import run_script
+from hf_mt.experiment import run_script
 from hf_mt.figures import course_figure, save_png
 from hf_mt.four_settings import Trial, read_trial, report_card
 from hf_mt.text_files import write_whole

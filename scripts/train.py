@@ -9,10 +9,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from hf_mt.arguments import parse_experiment, run_script
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, format_table, prepare_data
 from hf_mt.dry_run import dry_run
+from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
 from hf_mt.models import check_architecture, load_or_build_model

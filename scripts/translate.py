@@ -10,7 +10,8 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from hf_mt.arguments import InputError, run_script
+from hf_mt.arguments import InputError
+from hf_mt.experiment import run_script
 from hf_mt.progress import quiet_libraries
 from hf_mt.text_files import read_stream
 from hf_mt.translation import write_translations

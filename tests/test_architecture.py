@@ -15,7 +15,7 @@ PACKAGE = ROOT / "hf_mt"
 
 # what a sentence passes through, in order; a module imports only from its own stage and from those above
 _STAGES = """
-arguments: key_rules settings arguments run_folder text_files
+arguments: key_rules settings arguments experiment run_folder text_files
 corpora: cldr corpora
 tokenization: tokenization
 data: batching data
@@ -30,9 +30,9 @@ comparison: trials padded_counting four_settings encoding_comparison encoding_pi
 """
 STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}
-EXCEPTIONS = {("arguments", "model")}  # keys of the architecture are the fields of its configuration
+EXCEPTIONS = {("experiment", "model")}  # keys of the architecture are the fields of its configuration
 LINES = {"modeling_hf_mt.py": 600}  # the one file that a reader of the model has to have in front of him whole
-PRINTERS = {"arguments.py": {"run_script", "parse_experiment"}}  # errors, and --help
+PRINTERS = {"experiment.py": {"run_script", "parse_experiment"}}  # errors, and --help
 TOP_LEVEL = {"pyproject.toml", "hf_mt", "configs", "scripts", "tests", "model_cards"}
 TOP_LEVEL |= {"README.md", "LICENSE", "Makefile", ".ci", ".gitignore", ".git"}
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from scripts_on_path import load_script
 
-from hf_mt.arguments import parse_experiment
+from hf_mt.experiment import parse_experiment
 from hf_mt.tokenization import get_tokenizer
 
 

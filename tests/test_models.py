@@ -9,9 +9,9 @@ import torch
 from transformers import MarianConfig, MarianMTModel
 
 from hf_mt import HfMtForConditionalGeneration, InputError
-from hf_mt.arguments import parse_experiment
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, prepare_data
+from hf_mt.experiment import parse_experiment
 from hf_mt.models import check_architecture, load_or_build_model
 from hf_mt.tokenization import train_tokenizer
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from hf_mt import text_files
-from hf_mt.arguments import InputError, TranslationTrainingArguments, parse_experiment, valid_keys
+from hf_mt.arguments import InputError, TranslationTrainingArguments
+from hf_mt.experiment import parse_experiment, valid_keys
 from hf_mt.key_rules import SECRET_KEYS
 from hf_mt.run_folder import open_run_folder, save_config
 

@@ -16,7 +16,7 @@ import wandb
 import yaml
 from safetensors.torch import load_file
 
-from hf_mt.arguments import parse_experiment
+from hf_mt.experiment import parse_experiment
 from hf_mt.models import check_architecture
 from hf_mt.tokenization import train_tokenizer
 

@@ -7,8 +7,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_mt import arguments
-from hf_mt.arguments import InputError, parse_experiment
+from hf_mt import experiment
+from hf_mt.arguments import InputError
+from hf_mt.experiment import parse_experiment
 from hf_mt.settings import COMMAND_LINE, Quoted, Setting, convert, read_yaml, yaml_value
 
 
@@ -71,7 +72,7 @@ VALUES = [
 def test_file_and_command_line_read_the_same_value(tmp_path, key, text, value):
     (setting,) = read_yaml(write(tmp_path, f"{key}: {text}")).values()
     for source in (setting, Setting(text, COMMAND_LINE)):
-        (found,) = arguments.typed_values({key: source}).values()
+        (found,) = experiment.typed_values({key: source}).values()
         assert found == value and type(found) is type(value)
 
 
@@ -124,7 +125,7 @@ def test_nested_values_of_a_file_have_json_types(tmp_path):
 
 def test_quotes_make_words(tmp_path):
     read = read_yaml(write(tmp_path, "train_file: 'null'\ntest_file: null\nvalidation_file:\n"))
-    assert arguments.typed_values(read) == {"train_file": "null", "test_file": None, "validation_file": None}
+    assert experiment.typed_values(read) == {"train_file": "null", "test_file": None, "validation_file": None}
 
 
 # The YAML file

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import python_of
-from hf_mt.arguments import InputError, parse_experiment
+from hf_mt.arguments import InputError
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, pair_lengths, prepare_data
+from hf_mt.experiment import parse_experiment
 from hf_mt.tokenization import get_tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Tests of hf_mt.arguments and hf_mt.key_rules: which keys there are, and how they go together."""
+"""Tests of hf_mt.arguments, hf_mt.experiment and hf_mt.key_rules: which keys there are, and how they go together."""
 
 import dataclasses
 import re
@@ -6,16 +6,8 @@ import re
 import pytest
 from transformers import PreTrainedConfig
 
-from hf_mt.arguments import (
-    DataArguments,
-    InputError,
-    ModelArguments,
-    TranslationTrainingArguments,
-    help_text,
-    parse_experiment,
-    run_script,
-    valid_keys,
-)
+from hf_mt.arguments import DataArguments, InputError, ModelArguments, TranslationTrainingArguments
+from hf_mt.experiment import help_text, parse_experiment, run_script, valid_keys
 from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FINE_TUNING_KEYS, FREE_KEYS, LAUNCH_OPTIONS, REPLACED, SECRET_KEYS
 from hf_mt.model.configuration_hf_mt import HfMtConfig
 
