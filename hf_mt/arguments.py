@@ -92,6 +92,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     ema_decay: float = _key(0.0, "moving average of the weights, such as 0.999; 0: none", least=0, below=1)
     average_checkpoints: int = _key(0, "average the weights of the last checkpoints; 0: none", least=0)
     early_stopping_patience: int = _key(0, "stop after so many evaluations without a better score; 0: never", least=0)
+    non_finite_steps: Literal["stop", "skip"] = _key("stop", "what to do when a gradient is NaN or infinite")
     num_samples_shown: int = _key(3, "development sentences shown at each evaluation", least=0)
     tokenized_scores: bool = _key(False, "report bleu_lc_tok too, for corpora that are tokenised and lower-cased")
     dry_run: bool = _key(False, "build everything, take one step, report, and stop")

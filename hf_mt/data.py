@@ -16,7 +16,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from transformers import PreTrainedTokenizerBase
 
 from hf_mt.arguments import DataArguments, InputError
-from hf_mt.text_files import write_whole
 
 
 METADATA = re.compile(r"\s*</?[A-Za-z][\w.-]*(\s[^<>]*)?/?>")  # a line that begins with a tag: <url>, <doc id="3">
@@ -334,17 +333,6 @@ class PreparedData:
     references: dict[str, list[str]]
     counts: list[FilterCounts]
     tokens: dict[str, dict[str, TokenCounts]]  # split -> "source" | "target"
-
-    def save_table(self, path: Path) -> None:
-        """Write counts and token statistics as JSON: `{split: {read, found, kept, source_tokens, target_tokens}}`."""
-        table = {
-            count.split: {
-                **{key: value for key, value in asdict(count).items() if key != "split"},
-                **{f"{side}_tokens": asdict(tokens) for side, tokens in self.tokens[count.split].items()},
-            }
-            for count in self.counts
-        }
-        write_whole(path, json.dumps(table, indent=2) + "\n")
 
 
 def prepare_data(

@@ -7,6 +7,7 @@ A command line and a YAML file made into an `Experiment`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -19,7 +20,7 @@ from enum import Enum
 from functools import cache
 from inspect import get_annotations
 from itertools import groupby
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from hf_mt.arguments import NEED_TRANSLATIONS, DataArguments, ModelArguments, TranslationTrainingArguments
 from hf_mt.key_rules import FINE_TUNING_KEYS, FREE_KEYS, LAUNCH_OPTIONS, REPLACED, SECRET_KEYS
@@ -54,6 +55,7 @@ class Experiment:
     resolved: dict[str, Any]
 
 
+CURABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # of the system's errors
 USAGE = "train.py [CONFIG.yaml] [--key value | --key=value ...]"
 
 
@@ -278,9 +280,17 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in CURABLE:
+            raise
+        _end(f"{error.filename or 'a file'} can't be written: {error.strerror}; make room, or write somewhere else")
+
+
+def _end(message: object) -> NoReturn:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
+    raise SystemExit(2) from None

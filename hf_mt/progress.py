@@ -30,6 +30,7 @@ from hf_mt.tracking import log_samples
 
 SAMPLE_TEXTS = ("source", "reference", "hypothesis")
 SHOWN_CHARACTERS = 160
+READERS = ("log", "evaluation")
 
 
 class Meter:
@@ -42,14 +43,15 @@ class Meter:
     def __init__(self, device: torch.device):
         self._window = torch.zeros(4, device=device)  # nll, right guesses, target tokens, source tokens
         self._cells = [0, 0]  # of target and source, padding included
-        self._totals = torch.zeros(7, dtype=torch.float64)  # the window's, the cells' and seconds
-        self._marks: dict[str, Tensor] = {}
+        # for each reader since it last asked: the window's, the cells' and seconds; apart, so that a NaN is told once
+        self._unread = {reader: torch.zeros(7, dtype=torch.float64) for reader in READERS}
+        self._began = False
         self._start = time.perf_counter()
 
     def add(self, sums: LossSums, batch: Mapping[str, Tensor]) -> None:
         """Counts one micro-batch."""
-        if not self._totals.any() and not self._cells[0]:
-            self._start = time.perf_counter()  # the first batch; what came before is not training
+        if not self._began:
+            self._start, self._began = time.perf_counter(), True  # what came before is not training
         source_tokens = batch["attention_mask"].sum()
         self._window += torch.stack((sums.nll, sums.num_correct, sums.num_tokens, source_tokens))
         self._cells[0] += batch["labels"].numel()
@@ -62,9 +64,8 @@ class Meter:
     def read(self, accelerator: Accelerator, reader: str = "log") -> dict[str, float]:
         """What happened since the same reader last asked, over all processes; call it on each of them."""
         self._drain(accelerator)
-        since = self._totals - self._marks.get(reader, torch.zeros_like(self._totals))
-        self._marks[reader] = self._totals.clone()
-        nll, num_correct, tokens, source_tokens, cells, source_cells, seconds = since.tolist()
+        nll, num_correct, tokens, source_tokens, cells, source_cells, seconds = self._unread[reader].tolist()
+        self._unread[reader].zero_()
         tokens = max(tokens, 1.0)
         return {
             "loss": nll / tokens,
@@ -79,7 +80,9 @@ class Meter:
         cells = torch.tensor(self._cells, dtype=torch.float32, device=self._window.device)
         counts = accelerator.reduce(torch.cat((self._window, cells))).double().cpu()
         now = time.perf_counter()
-        self._totals += torch.cat((counts, torch.tensor([now - self._start])))
+        counts = torch.cat((counts, torch.tensor([now - self._start])))
+        for unread in self._unread.values():
+            unread += counts
         self._window.zero_()
         self._cells, self._start = [0, 0], now
 

@@ -6,14 +6,18 @@ The folder of a run: whose it is, and whether to begin, go on, or leave it as it
 - Batch sizes are compared as what a step sees: tokens (or sentences) x accumulation x processes.
 - All processes call `open_run_folder` and only the first writes, so the answer must not depend on whether that has
   happened: a folder with a config but no checkpoint is as new as an empty one.
+- The first process holds a lock while the run goes on, which the system releases whatever ends the program.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from hf_mt.arguments import InputError
 from hf_mt.experiment import Experiment, typed_values, valid_keys
@@ -25,38 +29,67 @@ from hf_mt.text_files import write_whole
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config_resolved.yaml"
+LOCK_NAME = ".lock"
 EFFECTIVE_BATCH = "tokens_per_batch x gradient_accumulation_steps x processes"
 # The learning rate of these schedules does not depend on the length of training.
 ENDLESS_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
 
 
-def open_run_folder(experiment: Experiment) -> Literal["new", "resume", "finished"]:
+@contextmanager
+def open_run_folder(experiment: Experiment) -> Iterator[Literal["new", "resume", "finished"]]:
     """
     What to do in `output_dir`: start ("new"), go on from a checkpoint ("resume"), or nothing ("finished").
 
-    The first process writes `config_resolved.yaml`, also on resuming, since free keys may have changed.
+    Within the block the folder is this program's own. The first process writes `config_resolved.yaml`, also on
+    resuming, since free keys may have changed.
 
     Raises:
-        InputError: the folder holds another run or something else, or cannot be written.
+        InputError: the folder holds another run or something else, is in use, or cannot be written.
     """
     folder = Path(experiment.training.output_dir)
+    verdict = _verdict(folder, experiment)
+    if verdict == "finished" or experiment.training.process_index > 0:
+        yield verdict
+        return
+    with _lock(folder):
+        save_config(experiment, folder / CONFIG_NAME)
+        yield verdict
+
+
+def _verdict(folder: Path, experiment: Experiment) -> Literal["new", "resume", "finished"]:
     try:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except FileNotFoundError:
         names = set()
     except OSError as error:
         raise InputError(f"output_dir {folder}: {error.strerror}; choose another") from error
-    if names and CONFIG_NAME not in names:
+    if not names:
+        return "new"
+    if CONFIG_NAME not in names:
         raise InputError(f"output_dir {folder} holds something else ({_some(names)}); choose another, or empty it")
-    verdict: Literal["new", "resume", "finished"] = "new"
-    if names:
-        old = _read_config(folder / CONFIG_NAME)
-        _refuse_another_run(old, experiment.resolved, folder)
-        verdict = _progress(folder, names, experiment.resolved)
-        _warn_of_new_length(old, experiment.resolved, verdict)
-    if verdict != "finished" and experiment.training.process_index == 0:
-        save_config(experiment, folder / CONFIG_NAME)
+    old = _read_config(folder / CONFIG_NAME)
+    _refuse_another_run(old, experiment.resolved, folder)
+    verdict = _progress(folder, names, experiment.resolved)
+    _warn_of_new_length(old, experiment.resolved, verdict)
     return verdict
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"output_dir {folder} is in use by a training that is running now; wait for its end, or choose another"
+        ) from None
+    except OSError as error:
+        raise InputError(f"output_dir {folder} can't be written: {error.strerror}; choose another") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_config(experiment: Experiment, path: Path) -> Path:

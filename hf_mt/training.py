@@ -6,46 +6,42 @@
 - What is logged is the unsmoothed negative log-likelihood per target token; the optimized loss is beside it.
 - Evaluation runs the encoder once, for loss and translation, with averaged weights where an average is kept.
 
-A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, `evaluation_loop`, checkpoints.
+A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, evaluation, checkpoints.
 """
 
-import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainer
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
-from hf_mt.data import PreparedData, SegmentedPairs, pair_lengths
-from hf_mt.generation import generate_batch, is_search, length_limits
-from hf_mt.hardware import side_by_side
+from hf_mt.checkpoints import checkpoints, verify_checkpoint, whole_checkpoint
+from hf_mt.data import SegmentedPairs, pair_lengths
+from hf_mt.evaluation_loop import Scores, TranslationEvaluator
+from hf_mt.interruption import EvaluationInterrupted, Interruption
 from hf_mt.losses import loss_sums
-from hf_mt.model.loss_hf_mt import LossSums
+from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.optimizer import muon_for
 from hf_mt.progress import Meter, ProgressLines
 
 
 logger = logging.getLogger(__name__)
 
-Scores = Mapping[str, float | str]
 
-
-class TranslationTrainer(Seq2SeqTrainer):
+class TranslationTrainer(TranslationEvaluator):
     """Trains and evaluates any encoder-decoder model of transformers on sentence pairs.
 
     Args:
@@ -98,14 +94,17 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.score = score
         self.average = MovingAverage(model, args.ema_decay) if args.ema_decay else None
         self.meter = Meter(args.device)
-        self.signatures: dict[str, str] = {}
+        self.signatures = {}
         self.lines = ProgressLines(eval_dataset)
+        self.interruption = Interruption(self.accelerator)
+        self.non_finite = NonFiniteSteps(args.non_finite_steps, Path(args.output_dir), tokenizer)
         self._add_callbacks(args)
 
     def _add_callbacks(self, args: TranslationTrainingArguments) -> None:
         for unwanted in (PrinterCallback, ProgressCallback):
             self.remove_callback(unwanted)
         self.add_callback(self.lines)
+        self.add_callback(self.interruption)
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if self.average is not None:
@@ -132,21 +131,13 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         self.train_sampler.set_epoch(epoch)  # Accelerate's wrappers don't pass it on when an epoch is resumed
+        self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         super()._run_epoch(epoch=epoch, **kwargs)
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        """This process's share of the batches: longest first, each example in one batch of one process."""
-        dataset = eval_dataset if isinstance(eval_dataset, Dataset) else self.eval_dataset
-        sampler = TokenBatchSampler(pair_lengths(dataset), tokens_per_batch=self._eval_budget(dataset), shuffle=False)
-        batches = list(sampler)[self.args.process_index :: self.args.world_size]
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        return self.get_eval_dataloader(test_dataset)
-
-    def _eval_budget(self, dataset: Dataset) -> int:
-        """Test data is never dropped, so that its longest sentence gets a batch of its own if need be."""
-        return max(self.args.eval_tokens_per_batch, int(pair_lengths(dataset).max()))
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Any]:
+        batches, num_items = super().get_batch_samples(*args)
+        self._step_batches = batches  # to be kept if the step goes wrong
+        return batches, num_items
 
     # ---- optimizer and loss
 
@@ -171,22 +162,26 @@ class TranslationTrainer(Seq2SeqTrainer):
         loss = loss * self.accelerator.num_processes
         return (loss, sums) if return_outputs else loss
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None:  # float16's own scaler skips steps as a matter of course
+            step = (self._step_batches, self.state, self.control, self.args.process_index)
+            self.non_finite.check(norm, model, *step)
+        return norm
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Numbers only; the training loss becomes that per token, unsmoothed, and its company is added."""
         if "loss" in logs:
             logs["smoothed_loss"] = logs.pop("loss")
+            self._tr_loss.zero_()  # transformers subtracts it from itself, which a NaN survives
             logs.update(self.meter.read(self.accelerator))
-            self._stop_if_diverged(logs)
+            if self.non_finite.total:
+                logs["skipped_steps"] = self.non_finite.total
         elif "train_runtime" in logs:  # the end: steps since the last line of the log
             logs["train_seconds"] = self.meter.read(self.accelerator)["train_seconds"]
         numbers = {name: value for name, value in logs.items() if not isinstance(value, str)}
         super().log(numbers, start_time)
         logs.update(numbers)
-
-    def _stop_if_diverged(self, logs: Mapping[str, Any]) -> None:
-        if not math.isfinite(logs["smoothed_loss"]):
-            logger.error("The loss is %s at step %d: stopping.", logs["smoothed_loss"], self.state.global_step)
-            self.control.should_training_stop = True
 
     # ---- evaluation
 
@@ -208,90 +203,60 @@ class TranslationTrainer(Seq2SeqTrainer):
         with self._off_the_clock(), self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Loss sums and translations of this process's batches, then of all processes, then scores.
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, model: nn.Module, trial: Any, *args: Any,
+                                 **kwargs: Any) -> None:  # fmt: skip
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except EvaluationInterrupted:
+            self.control.should_training_stop = True
+            self._save_checkpoint(model, trial)
 
-        Returns:
-            `predictions`: one text for each example, in the order of the data set, on every process. Metrics, with the
-            prefix: loss (nats per token, unsmoothed), perplexity, accuracy, cut_off (share of translations that hit
-            their length limit), and what `score` gives.
-        """
-        model = self.accelerator.unwrap_model(self.model).eval()
-        totals, rows = torch.zeros(3, device=self.args.device), []
-        run = side_by_side if self.args.device.type == "cpu" and is_search(model, self._gen_kwargs) else map
-        batches = zip(dataloader.batch_sampler, dataloader, strict=True)
-        for sums, translations in run(lambda batch: self._evaluate_batch(model, *batch), batches):
-            totals += torch.stack((sums.nll, sums.num_correct, sums.num_tokens))
-            rows += translations
-        rows = sorted(gather_object(rows))
-        totals = self.accelerator.reduce(totals)
-        metrics = self._metrics(totals.tolist(), rows, dataloader.dataset)
-        texts = self.lines.translations = [text for _, text, _ in rows]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(texts, None, metrics, num_samples=len(dataloader.dataset))
+    def _make_up_for_evaluation(self, trial: Any, ignore_keys: list[str] | None) -> None:
+        """Evaluates at the step of the checkpoint that training goes on from, if SIGTERM came in the way then."""
+        step, args = self.state.global_step, self.args
+        at_steps = args.eval_strategy == IntervalStrategy.STEPS and step % self.state.eval_steps == 0
+        at_epoch = args.eval_strategy == IntervalStrategy.EPOCH and step % self._steps_per_epoch() == 0
+        done = any(row["step"] == step and "eval_loss" in row for row in self.state.log_history)
+        if step and (at_steps or at_epoch) and not done:
+            self._determine_best_metric(self._evaluate(trial, ignore_keys), trial)
+            self._point_to_best(Path(self._get_output_dir(trial)))
 
-    @torch.no_grad()
-    def _evaluate_batch(
-        self, model: PreTrainedModel, indices: Sequence[int], batch: Mapping[str, Tensor]
-    ) -> tuple[LossSums, list[tuple[int, str, bool]]]:
-        """Loss sums of a batch, and its translations if they are wanted; the encoder runs once for both."""
-        batch = self._prepare_inputs(batch)
-        with self.accelerator.autocast():
-            encoded = model.get_encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])
-            sums = loss_sums(model, {**batch, "encoder_outputs": encoded})
-            wanted = self.args.predict_with_generate
-            return sums, self._translate(model, batch, encoded, indices) if wanted else []
-
-    def _translate(
-        self, model: PreTrainedModel, batch: Mapping[str, Tensor], encoded: BaseModelOutput, indices: Sequence[int]
-    ) -> list[tuple[int, str, bool]]:
-        """Index in the data set, translation, and whether it ended by itself, for each sentence of a batch."""
-        generated = generate_batch(
-            model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            encoder_outputs=encoded,
-            limits=length_limits(batch["attention_mask"]),
-            **self._gen_kwargs,
-        )
-        texts = self.tokenizer.batch_decode(generated.sequences, skip_special_tokens=True)
-        return list(zip(indices, texts, generated.finished.tolist(), strict=True))
-
-    def _metrics(
-        self, totals: Sequence[float], rows: Sequence[tuple[int, str, bool]], dataset: Dataset
-    ) -> dict[str, float]:
-        """Everything known about one evaluation; scores are computed by one process and told to the others."""
-        nll, num_correct, num_tokens = totals
-        loss = nll / num_tokens
-        metrics: dict[str, Any] = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
-            "accuracy": num_correct / num_tokens,
-        }
-        if not rows:
-            return metrics
-        metrics["cut_off"] = sum(not finished for _, _, finished in rows) / len(rows)
-        scores: list[Any] = [None]
-        if self.score is not None:
-            if self.is_world_process_zero():
-                scores = [dict(self.score(dataset["source"], [text for _, text, _ in rows], dataset["target"]))]
-            broadcast_object_list(scores)
-            self.signatures.update({k: v for k, v in scores[0].items() if isinstance(v, str)})
-            metrics.update({k: v for k, v in scores[0].items() if not isinstance(v, str)})
-        return metrics
+    def _steps_per_epoch(self) -> int:
+        return len(self.train_sampler) // self.train_sampler.num_parts
 
     # ---- checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As transformers', but written aside, with a manifest, and renamed when it is whole."""
+        run_folder = Path(self._get_output_dir(trial))
+        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with self._off_the_clock():
-            super()._save_checkpoint(model, trial)
+            self.store_flos()
+            with whole_checkpoint(folder) as aside:
+                self.save_model(str(aside), _internal_call=True)
+                if not self.args.save_only_model:
+                    self._save_optimizer_and_scheduler(str(aside))
+                    self._save_scaler(str(aside))
+                    self._save_rng_state(str(aside))
+                self._point_to_best(run_folder, folder)
+                if self.args.should_save:
+                    self._save_state(aside)
+            self._push_from_checkpoint(str(folder))
+            if self.args.should_save:
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(str(run_folder), self.args.save_total_limit, best, use_mtime=True)
+
+    def _point_to_best(self, run_folder: Path, now_written: Path | None = None) -> None:
+        """Notes where the best weights are, also in a run folder that was moved."""
+        best = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == now_written or (best / TRAINER_STATE_NAME).is_file():
+            self.state.best_model_checkpoint = str(best)
+
+    def _save_state(self, folder: Path) -> None:
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -310,8 +275,9 @@ class TranslationTrainer(Seq2SeqTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
         best = Path(self.state.best_model_checkpoint)
+        verify_checkpoint(best)
+        super()._load_best_model()
         if self.average is not None and (best / MOVING_AVERAGE_NAME).is_file():
             self.average.load(best)
 
@@ -319,6 +285,8 @@ class TranslationTrainer(Seq2SeqTrainer):
         """As `Trainer.train`; afterwards the model has the weights to keep: best, moving average, or mean of the last
         checkpoints where that is better on the development set."""
         output = super().train(*args, **kwargs)
+        if self.interruption.happened:
+            return output
         if self.average is not None:
             self.average.copy_to_model()
         if self.args.average_checkpoints > 1:
@@ -352,20 +320,12 @@ class TranslationTrainer(Seq2SeqTrainer):
         self._publish(Path(self.args.output_dir))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.hub_strategy != "end":
+        if self.args.push_to_hub and self.args.hub_strategy != "end":
             self._publish(Path(checkpoint_folder))
 
     def _publish(self, folder: Path) -> None:
         if self.publish is not None and self.is_world_process_zero():
             self.publish(folder)
-
-
-def with_texts(data: PreparedData, split: str) -> Dataset | None:
-    """A validation or test set as the trainer wants it, token ids beside the texts they come from; None if absent."""
-    tokenized = {"validation": data.validation, "test": data.test}[split]
-    if tokenized is None:
-        return None
-    return tokenized.add_column("source", data.sources[split]).add_column("target", data.references[split])
 
 
 def training_sampler(dataset: Dataset | SegmentedPairs, args: TranslationTrainingArguments) -> TokenBatchSampler:
@@ -379,20 +339,3 @@ def training_sampler(dataset: Dataset | SegmentedPairs, args: TranslationTrainin
         num_parts=args.world_size * args.gradient_accumulation_steps,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
-
-
-def checkpoints(run_folder: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first: those whose state can be read, and which is written last."""
-    found = []
-    for folder in run_folder.glob("checkpoint-*"):
-        try:
-            found.append((json.loads((folder / "trainer_state.json").read_text())["global_step"], folder))
-        except (OSError, ValueError, KeyError):
-            logger.warning("%s is not whole and is left out.", folder)
-    return [folder for _, folder in sorted(found)]
-
-
-def last_checkpoint(run_folder: Path) -> str | None:
-    """Where to go on from; None to begin."""
-    found = checkpoints(run_folder)
-    return str(found[-1]) if found else None

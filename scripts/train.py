@@ -6,15 +6,22 @@ accelerate launch scripts/train.py configs/quickstart.yaml --position_encoding a
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_mt.checkpoints import last_checkpoint
 from hf_mt.corpora import load_corpus
-from hf_mt.data import filter_corpus, format_table, prepare_data
+from hf_mt.data import PreparedData, filter_corpus, format_table, prepare_data
+from hf_mt.data_table import save_data_table, text_digests
 from hf_mt.dry_run import dry_run
-from hf_mt.experiment import parse_experiment, run_script
+from hf_mt.evaluation_loop import with_texts
+from hf_mt.experiment import Experiment, parse_experiment, run_script
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
+from hf_mt.interruption import EXIT_CODE
 from hf_mt.models import check_architecture, load_or_build_model
 from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
@@ -23,7 +30,7 @@ from hf_mt.slices import describe_outputs
 from hf_mt.summary import summarise
 from hf_mt.tokenization import get_tokenizer
 from hf_mt.tracking import log_results
-from hf_mt.training import TranslationTrainer, last_checkpoint, with_texts
+from hf_mt.training import TranslationTrainer
 
 
 def main() -> None:
@@ -37,36 +44,51 @@ def main() -> None:
         tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, experiment.resolved.get("vocab_size", 0))
         data = prepare_data(corpus, tokenizer, experiment.data, counts=counts)
     model = load_or_build_model(experiment, tokenizer, data)
-    sets = {name: with_texts(data, name) for name in ("validation", "test")}
-    folder, status = Path(args.output_dir), "rehearsal" if args.dry_run else open_run_folder(experiment)
-    if status == "finished":
-        return say(f"{folder} is a finished run of this experiment; see {folder}/all_results.json")
-    say(format_table(data.counts))
-    publish = None if args.dry_run else publisher_for(experiment)
-    trainer = TranslationTrainer(
+    build = partial(build_trainer, experiment, model, tokenizer, data)
+    if args.dry_run:
+        say(format_table(data.counts))
+        return say(dry_run(build()))
+    folder = Path(args.output_dir)
+    with open_run_folder(experiment) as status:
+        if status == "finished":
+            return say(f"{folder} is a finished run of this experiment; see {folder}/all_results.json")
+        say(format_table(data.counts))
+        if args.should_save:
+            save_data_table(folder, data, text_digests(corpus))
+        publish = publisher_for(experiment)
+        run(build(publish=publish), experiment, with_texts(data, "test"))
+        if args.should_save and publish is not None:
+            say(f"Published at {publish(folder)}")
+
+
+def build_trainer(
+    experiment: Experiment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedData, **more: Any
+) -> TranslationTrainer:
+    return TranslationTrainer(
         model,
-        args,
+        experiment.training,
         tokenizer,
         train_dataset=data.train,
-        eval_dataset=sets["validation"],
-        score=partial(describe_outputs, tokenized=args.tokenized_scores),
+        eval_dataset=with_texts(data, "validation"),
+        score=partial(describe_outputs, tokenized=experiment.training.tokenized_scores),
         label_smoothing=experiment.architecture.get("label_smoothing", 0.0),
-        publish=publish,
+        **more,
     )
-    if args.dry_run:
-        return say(dry_run(trainer))
-    if args.should_save:
-        data.save_table(folder / "data_table.json")
+
+
+def run(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Dataset | None) -> None:
+    args, folder, say = experiment.training, Path(experiment.training.output_dir), PartialState().print
     checkpoint = last_checkpoint(folder)
     say(f"{'Resuming from ' + checkpoint if checkpoint else 'Training from the start'}, in {folder}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    results = finish(trainer, experiment, sets["test"])
+    if trainer.interruption.happened:
+        say(f"Stopped at step {trainer.state.global_step}; the same command goes on from there")
+        raise SystemExit(EXIT_CODE)
+    results = finish(trainer, experiment, test_dataset)
     if args.should_save:
         say(summarise(folder, license=args.card_license, show_samples=args.card_samples))
         if "wandb" in (args.report_to or ()):
             log_results(folder, results)
-        if publish is not None:
-            say(f"Published at {publish(folder)}")
 
 
 if __name__ == "__main__":

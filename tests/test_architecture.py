@@ -18,10 +18,11 @@ _STAGES = """
 arguments: key_rules settings arguments experiment run_folder text_files
 corpora: cldr corpora
 tokenization: tokenization
-data: batching data
+data: batching data data_table
 model: model
 translation: hardware search generation translation translator_options
-training: models losses optimizer averaging tracking progress training dry_run
+training: models losses optimizer averaging tracking progress interruption checkpoints non_finite
+training+: evaluation_loop training dry_run
 evaluation: environment scores slices significance scoring comet evaluation results
 pictures: attention verdict curves figures
 reporting: tables markdown run_record report
@@ -32,7 +33,7 @@ STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}
 EXCEPTIONS = {("experiment", "model")}  # keys of the architecture are the fields of its configuration
 LINES = {"modeling_hf_mt.py": 600}  # the one file that a reader of the model has to have in front of him whole
-PRINTERS = {"experiment.py": {"run_script", "parse_experiment"}}  # errors, and --help
+PRINTERS = {"experiment.py": {"run_script", "_end", "parse_experiment"}}  # errors, and --help
 TOP_LEVEL = {"pyproject.toml", "hf_mt", "configs", "scripts", "tests", "model_cards"}
 TOP_LEVEL |= {"README.md", "LICENSE", "Makefile", ".ci", ".gitignore", ".git"}
 

@@ -276,7 +276,7 @@ def test_dropout_respects_maximum_lengths_and_needs_merges(tokenizer: PreTrained
         tokenize_pairs(corpus, unigram, data, split="train")
 
 
-def test_prepared_data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_prepared_data(tokenizer: PreTrainedTokenizerFast) -> None:
     odd = [("", "Leer."), ("the Ω house", "Ω"), *sentences(10)]
     corpus = DatasetDict(train=pairs(*sentences(150), *sentences(150)), test=pairs(*odd))
     prepared = prepare_data(corpus, tokenizer, DATA)
@@ -286,15 +286,6 @@ def test_prepared_data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> No
     filtered, counts = filter_corpus(corpus, DATA)
     assert prepare_data(filtered, tokenizer, DATA, counts=counts).counts == prepared.counts
     assert prepare_data(filtered, tokenizer, DATA).counts != prepared.counts
-
-    prepared.save_table(tmp_path / "table.json")
-    table = json.loads((tmp_path / "table.json").read_text())
-    lengths = pair_lengths(prepared.train)
-    assert table["train"]["kept"] == len(prepared.train) and table["test"]["found"]["empty"] == 1
-    assert table["train"]["source_tokens"]["mean"] == pytest.approx(lengths[:, 0].mean(), abs=0.01)
-    assert table["train"]["target_tokens"]["max"] == lengths[:, 1].max()
-    assert [table[split]["source_tokens"]["unknown"] for split in ("train", "test")] == [0, 1]
-    assert {file.name for file in tmp_path.iterdir()} <= {"table.json", "cache"}
 
 
 def test_from_texts_to_batches(tokenizer: PreTrainedTokenizerFast) -> None:

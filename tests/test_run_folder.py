@@ -22,6 +22,12 @@ def parse(*words):
 # config_resolved.yaml
 
 
+def opened(experiment):
+    """What is to be done in the folder, which is left at once."""
+    with open_run_folder(experiment) as verdict:
+        return verdict
+
+
 def test_no_secret_is_resolved_or_saved(tmp_path):
     experiment = parse("--token=hf_one", "--hub_token=hf_two")
     assert experiment.model.token == "hf_one" and experiment.training.hub_token == "hf_two"
@@ -65,12 +71,12 @@ def finish(folder, steps=30, asked=30, epoch=3.0):
 def test_life_of_a_run_folder(tmp_path):
     folder = tmp_path / "deep" / "run"
     words = [f"--output_dir={folder}", "--num_train_epochs=3"]
-    assert open_run_folder(parse(*words)) == "new" and (folder / "config_resolved.yaml").exists()
-    assert open_run_folder(parse(*words)) == "new", "a config without a checkpoint: nothing to go on from"
+    assert opened(parse(*words)) == "new" and (folder / "config_resolved.yaml").exists()
+    assert opened(parse(*words)) == "new", "a config without a checkpoint: nothing to go on from"
     (folder / "checkpoint-10").mkdir()
-    assert open_run_folder(parse(*words)) == "resume"
+    assert opened(parse(*words)) == "resume"
     finish(folder)
-    assert open_run_folder(parse(*words)) == "finished"
+    assert opened(parse(*words)) == "finished"
 
 
 @pytest.mark.parametrize(
@@ -84,9 +90,9 @@ def test_life_of_a_run_folder(tmp_path):
     ],
 )
 def test_a_longer_run_goes_on(tmp_path, words, verdict):
-    open_run_folder(parse(f"--output_dir={tmp_path}"))
+    opened(parse(f"--output_dir={tmp_path}"))
     finish(tmp_path)
-    assert open_run_folder(parse(f"--output_dir={tmp_path}", *words)) == verdict
+    assert opened(parse(f"--output_dir={tmp_path}", *words)) == verdict
     saved = parse_experiment([str(tmp_path / "config_resolved.yaml")]).resolved
     asked = parse(*words).resolved
     same = [saved[name] == asked[name] for name in ("num_train_epochs", "max_steps")]
@@ -95,10 +101,10 @@ def test_a_longer_run_goes_on(tmp_path, words, verdict):
 
 def test_an_early_stopped_run_is_finished_until_it_is_asked_for_more(tmp_path):
     words = [f"--output_dir={tmp_path}", "--early_stopping_patience=2"]
-    open_run_folder(parse(*words, "--num_train_epochs=10"))
+    opened(parse(*words, "--num_train_epochs=10"))
     finish(tmp_path, steps=60, asked=100, epoch=6.0)
-    assert open_run_folder(parse(*words, "--num_train_epochs=10")) == "finished"
-    assert open_run_folder(parse(*words, "--num_train_epochs=20")) == "resume"
+    assert opened(parse(*words, "--num_train_epochs=10")) == "finished"
+    assert opened(parse(*words, "--num_train_epochs=20")) == "resume"
 
 
 IDENTITY = ["--learning_rate=1e-3", "--d_model=64", "--train_file=b", "--seed=1", "--tokens_per_batch=100"]
@@ -109,18 +115,18 @@ FREE += ["--report_to=wandb", "--dataloader_num_workers=1", "--eval_tokens_per_b
 
 @pytest.mark.parametrize("word", IDENTITY)
 def test_another_identity_is_refused_and_shown(tmp_path, word):
-    open_run_folder(parse(f"--output_dir={tmp_path}"))
+    opened(parse(f"--output_dir={tmp_path}"))
     before = (tmp_path / "config_resolved.yaml").read_bytes()
     with pytest.raises(InputError, match="holds a run with other settings") as caught:
-        open_run_folder(parse(f"--output_dir={tmp_path}", word))
+        opened(parse(f"--output_dir={tmp_path}", word))
     assert "->" in str(caught.value) and "--output_dir" in str(caught.value)
     assert (tmp_path / "config_resolved.yaml").read_bytes() == before
 
 
 def test_each_difference_is_shown(tmp_path):
-    open_run_folder(parse(f"--output_dir={tmp_path}"))
+    opened(parse(f"--output_dir={tmp_path}"))
     with pytest.raises(InputError) as caught:
-        open_run_folder(parse(f"--output_dir={tmp_path}", "--learning_rate=2e-3", "--seed=7", "--tokens_per_batch=2"))
+        opened(parse(f"--output_dir={tmp_path}", "--learning_rate=2e-3", "--seed=7", "--tokens_per_batch=2"))
     changes = [line.strip() for line in str(caught.value).splitlines() if "->" in line]
     assert changes[:2] == ["learning_rate: 0.0005 -> 0.002", "seed: 42 -> 7"]
     assert len(changes) == 3 and changes[2].endswith("processes: 4096 tokens -> 2 tokens")
@@ -128,65 +134,65 @@ def test_each_difference_is_shown(tmp_path):
 
 @pytest.mark.parametrize("word", FREE)
 def test_free_keys_may_change(tmp_path, word):
-    open_run_folder(parse(f"--output_dir={tmp_path}"))
-    assert open_run_folder(parse(f"--output_dir={tmp_path}", word)) == "new"
+    opened(parse(f"--output_dir={tmp_path}"))
+    assert opened(parse(f"--output_dir={tmp_path}", word)) == "new"
 
 
 def test_batches_are_compared_as_a_product(tmp_path):
     words = [f"--output_dir={tmp_path}"]
-    open_run_folder(parse(*words, "--tokens_per_batch=400"))
+    opened(parse(*words, "--tokens_per_batch=400"))
     halves = parse(*words, "--tokens_per_batch=200", "--gradient_accumulation_steps=2")
-    assert open_run_folder(halves) == "new"
+    assert opened(halves) == "new"
     two_processes = dataclasses.replace(
         parse(*words), resolved={**parse(*words).resolved, "tokens_per_batch": 200, "num_processes": 2}
     )
-    assert open_run_folder(two_processes) == "new"
+    assert opened(two_processes) == "new"
     with pytest.raises(InputError, match="400 tokens -> 400 sentences"):
-        open_run_folder(parse(*words, "--per_device_train_batch_size=400"))
+        opened(parse(*words, "--per_device_train_batch_size=400"))
 
 
 def test_only_the_first_process_writes_and_all_agree(tmp_path, monkeypatch):
     experiment = parse(f"--output_dir={tmp_path / 'run'}")
     monkeypatch.setattr(TranslationTrainingArguments, "process_index", 1)
-    before = open_run_folder(experiment)
+    before = opened(experiment)
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(TranslationTrainingArguments, "process_index", 0)
-    first = open_run_folder(experiment)
+    first = opened(experiment)
     monkeypatch.setattr(TranslationTrainingArguments, "process_index", 1)
-    assert before == first == open_run_folder(experiment) == "new"
+    assert before == first == opened(experiment) == "new"
 
 
 def test_foreign_folders_and_files_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds something else .thesis.tex"):
-        open_run_folder(parse(f"--output_dir={tmp_path}"))
+        opened(parse(f"--output_dir={tmp_path}"))
     with pytest.raises(InputError, match="output_dir"):
-        open_run_folder(parse(f"--output_dir={tmp_path / 'thesis.tex'}"))
+        opened(parse(f"--output_dir={tmp_path / 'thesis.tex'}"))
     with pytest.raises(InputError, match="output_dir"):
-        open_run_folder(parse(f"--output_dir={tmp_path / 'thesis.tex' / 'below'}"))
+        opened(parse(f"--output_dir={tmp_path / 'thesis.tex' / 'below'}"))
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / ".nfs01").write_text("x")
-    assert open_run_folder(parse(f"--output_dir={tmp_path / 'hidden'}")) == "new"
+    assert opened(parse(f"--output_dir={tmp_path / 'hidden'}")) == "new"
 
 
 def test_a_config_of_another_version_is_read(tmp_path, caplog):
     config = save_config(parse(f"--output_dir={tmp_path}"), tmp_path / "config_resolved.yaml")
     lines = [line for line in config.read_text().splitlines() if not line.startswith("cldr_seed")]
     config.write_text("\n".join([*lines, "forgotten_key: 1"]))
-    assert open_run_folder(parse(f"--output_dir={tmp_path}")) == "new" and "forgotten_key" in caplog.text
+    assert opened(parse(f"--output_dir={tmp_path}")) == "new" and "forgotten_key" in caplog.text
     config.write_text("\n".join([*lines, "forgotten_key: 1"]))
     with pytest.raises(InputError, match="cldr_seed: 0 -> 3"):
-        open_run_folder(parse(f"--output_dir={tmp_path}", "--cldr_seed=3"))
+        opened(parse(f"--output_dir={tmp_path}", "--cldr_seed=3"))
 
 
 @pytest.mark.parametrize("schedule, warned", [("linear", True), ("inverse_sqrt", False)])
 def test_a_new_length_under_a_schedule_that_depends_on_it_is_told(tmp_path, caplog, schedule, warned):
     words = [f"--output_dir={tmp_path}", f"--lr_scheduler_type={schedule}"]
-    open_run_folder(parse(*words))
+    opened(parse(*words))
     (tmp_path / "checkpoint-1").mkdir()
-    open_run_folder(parse(*words))
+    opened(parse(*words))
     assert not caplog.text
-    open_run_folder(parse(*words, "--num_train_epochs=9"))
+    opened(parse(*words, "--num_train_epochs=9"))
     assert ("the length of training changed" in caplog.text) is warned
 
 

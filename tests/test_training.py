@@ -1,5 +1,6 @@
 """Properties of training: what a step learns, what an evaluation counts, what a resumed run becomes."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,14 @@ from transformers import (
 from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError
 from hf_mt.arguments import DataArguments, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
-from hf_mt.batching import TranslationCollator
+from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.corpora import toy_corpus
-from hf_mt.data import PreparedData, prepare_data
+from hf_mt.data import PreparedData, pair_lengths, prepare_data
+from hf_mt.evaluation_loop import with_texts
 from hf_mt.losses import loss_sums
+from hf_mt.non_finite import IN_A_ROW
 from hf_mt.tokenization import train_tokenizer
-from hf_mt.training import TranslationTrainer, checkpoints, last_checkpoint, with_texts
+from hf_mt.training import TranslationTrainer
 
 
 SIZES = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -155,16 +158,56 @@ def test_sentences_can_be_counted_instead_of_tokens(data: PreparedData, tokenize
     assert len({len(batch["labels"]) for batch in by_tokens.get_train_dataloader()}) > 2
 
 
-def test_training_stops_when_the_loss_is_not_finite(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
-    sick = ours()
-    with torch.no_grad():
-        sick.lm_head.weight[5] = math.nan
-    stopped = trainer(sick, data, tokenizer, arguments(tmp_path, max_steps=20))
+def sick_at(run: TranslationTrainer, *steps: int) -> TranslationTrainer:
+    """The trainer, in which the loss of these steps is NaN."""
+    healthy = run.compute_loss
+
+    def compute_loss(model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = healthy(model, *args, **kwargs)
+        return loss * math.nan if run.state.global_step + 1 in steps and model.training else loss
+
+    run.compute_loss = compute_loss
+    return run
+
+
+def test_a_step_that_is_not_finite_stops_training_before_it_does_harm(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    two = trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=2))
+    two.train()
+    stopped = sick_at(trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=20)), 3)
     stopped.train()
-    assert stopped.state.global_step == 1 and math.isnan(stopped.state.log_history[0]["smoothed_loss"])
-    healthy = trainer(ours(), data, tokenizer, arguments(tmp_path))
-    healthy.train()
-    assert healthy.state.global_step == 4
+    assert stopped.state.global_step == 3 and math.isnan(stopped.state.log_history[2]["smoothed_loss"])
+    assert same(weights(stopped.model), weights(two.model))
+    kept = [json.loads(line) for line in (tmp_path / "non_finite" / "step-3-process-0.jsonl").read_text().splitlines()]
+    batch = list(TokenBatchSampler(pair_lengths(data.train), tokens_per_batch=128, seed=42))[2]
+    assert [row["labels"] for row in kept] == [data.train[index]["labels"] for index in batch]
+    assert all(row["source"] == row["target"] for row in kept)  # the task is to copy
+
+
+@pytest.mark.parametrize("kept", [{}, {"muon": True}, {"ema_decay": 0.9}, {"max_grad_norm": 0.0}])
+def test_skipped_steps_leave_no_trace(
+    kept: dict[str, Any], data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    """A step in the wrong changes weights and moments; the runs below differ in nothing else."""
+    settings = {"max_steps": 8, "non_finite_steps": "skip", **kept}
+    skipping = sick_at(trainer(ours(), data, tokenizer, arguments(tmp_path, **settings)), 3, 4)
+    skipping.train()
+    rows = [row for row in skipping.state.log_history if "smoothed_loss" in row]
+    assert len(rows) == 8 and rows[-1]["skipped_steps"] == 2
+    assert [math.isnan(row["smoothed_loss"]) for row in rows] == [False, False, True, True] + [False] * 4
+    assert all(weight.isfinite().all() for weight in skipping.model.parameters())
+    spoilt = sick_at(trainer(ours(), data, tokenizer, arguments(tmp_path, **settings)), 3, 4)
+    spoilt.non_finite.check = lambda *args: None  # control: without the check
+    spoilt.train()
+    assert not all(weight.isfinite().all() for weight in spoilt.model.parameters())
+
+
+def test_skipping_ends_when_nothing_else_happens(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=40, non_finite_steps="skip")
+    run = sick_at(trainer(ours(), data, tokenizer, args), *range(5, 40))
+    run.train()
+    assert run.state.global_step == 4 + IN_A_ROW
 
 
 # --- what an evaluation counts
@@ -307,17 +350,6 @@ def test_the_mean_of_checkpoints_is_kept_only_if_it_is_better(
     run.train()
     tried = [row["eval_loss"] for row in run.state.log_history if "eval_loss" in row]
     assert run.evaluate()["eval_loss"] == pytest.approx(min(tried[-2:]), rel=1e-5)
-
-
-def test_half_written_checkpoints_are_left_out(tmp_path: Path) -> None:
-    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"glob')):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-20").mkdir()
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_only_the_publisher_pushes(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Checkpoints that are whole or not there, and can be checked.
+
+- One is written aside, flushed to the disk, given a manifest of its files, and renamed last: whatever kills the
+  program, a folder `checkpoint-N` is whole.
+- The manifest has the size and SHA-256 of every file; both are compared before training goes on from it.
+- Folders of versions that wrote no manifest are taken as they are, if their state, written last, can be read.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+from safetensors import SafetensorError
+
+from hf_mt.arguments import InputError
+from hf_mt.text_files import write_whole
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+UNFINISHED = ".unfinished-"  # before the name of a folder that is being written
+
+
+@contextmanager
+def whole_checkpoint(folder: Path) -> Iterator[Path]:
+    """Where all processes write a checkpoint; it becomes `folder` at the end of the block, and only if all is well.
+
+    Raises:
+        InputError: It can't be written, for example since the disk is full; what was written of it is removed.
+    """
+    aside, processes = folder.with_name(UNFINISHED + folder.name), PartialState()
+    if processes.is_local_main_process:
+        remove_unfinished(folder.parent)
+    processes.wait_for_everyone()
+    try:
+        yield aside
+        processes.wait_for_everyone()
+        if processes.is_local_main_process and aside.exists():  # once for each file system
+            _seal(aside)
+            shutil.rmtree(folder, ignore_errors=True)  # one that was left out as damaged
+            os.replace(aside, folder)
+            _flush(folder.parent)
+        processes.wait_for_everyone()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_disk_error(error):
+            raise
+        raise InputError(_unwritable(folder, error)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_unfinished(run_folder: Path) -> None:
+    """What programs that were killed left of checkpoints."""
+    for path in run_folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    """torch.save wraps what the system said in a RuntimeError of its own."""
+    told = str(error).lower()
+    wrapped = any(words in told for words in ("pytorchstreamwriter", "file write failed", "unexpected pos"))
+    return wrapped or isinstance(error, (OSError, SafetensorError))
+
+
+def _unwritable(folder: Path, error: BaseException) -> str:
+    rest = [path.name for path in checkpoints(folder.parent)]
+    free = shutil.disk_usage(folder.parent).free / 2**20
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (
+        f"{folder} can't be written: {reason} ({free:,.0f} MiB free there). Make room or lower save_total_limit; the "
+        f"same command then goes on from {rest[-1] if rest else 'the start'}"
+    )
+
+
+def _seal(folder: Path) -> None:
+    """Flushes every file to the disk and writes the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {str(path.relative_to(folder)): _digest(path) for path in files}
+    write_whole(folder / MANIFEST, json.dumps({"files": listed}, indent=2) + "\n")
+    for path in [*files, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no fsync for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compares every file with the manifest; a folder without one is only reported.
+
+    Raises:
+        InputError: A file is missing, cut or changed; the message says from where training can go on.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        logger.warning("%s was written by a version without manifests: its files can't be checked", folder)
+        return
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+        damage = [text for name, was in listed.items() if (text := _damage(folder / name, was))]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        damage = [f"{path} can't be read ({error})"]
+    if damage:
+        others = [other.name for other in checkpoints(folder.parent) if other != folder]
+        rest = f"go on from {others[-1]}" if others else "start from the beginning"
+        raise InputError(f"{folder} is damaged: {'; '.join(damage)}. Delete this folder to {rest}")
+
+
+def _damage(path: Path, was: dict[str, int | str]) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != was["bytes"]:
+        return f"{path.name} has {path.stat().st_size:,} bytes instead of {was['bytes']:,}"
+    return None if _digest(path)["sha256"] == was["sha256"] else f"{path.name} has other content than was written"
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first: those whose state can be read."""
+    found = []
+    for folder in run_folder.glob("checkpoint-*"):
+        try:
+            found.append((int(json.loads((folder / STATE).read_text())["global_step"]), folder))
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("%s is not whole and is left out", folder)
+    return [folder for _, folder in sorted(found)]
+
+
+def last_checkpoint(run_folder: Path) -> str | None:
+    """Where to go on from, checked; None to begin.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    found = checkpoints(run_folder)
+    if not found:
+        return None
+    verify_checkpoint(found[-1])
+    return str(found[-1])

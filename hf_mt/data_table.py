@@ -1,0 +1,62 @@
+"""`data_table.json` of a run: what its data is, in numbers and as a digest of the texts.
+
+A run that goes on with other sentences than it began with is neither the one nor the other: it is refused.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from hf_mt.arguments import InputError
+from hf_mt.data import PreparedData
+from hf_mt.text_files import write_whole
+
+
+DATA_TABLE_NAME = "data_table.json"
+
+
+def text_digests(corpus: DatasetDict) -> dict[str, str]:
+    """A digest of the pairs of each split, in their order."""
+    return {split: _digest(pairs) for split, pairs in corpus.items()}
+
+
+def _digest(pairs: Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in pairs.iter(batch_size=10_000):
+        digest.update(json.dumps(batch["translation"], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def save_data_table(folder: Path, data: PreparedData, digests: dict[str, str]) -> None:
+    """Writes counts and token statistics, `{split: {read, found, kept, digest, source_tokens, target_tokens}}`.
+
+    Raises:
+        InputError: The run in this folder has a checkpoint of training on other texts.
+    """
+    path = folder / DATA_TABLE_NAME
+    if any(folder.glob("checkpoint-*")):
+        _refuse_other_texts(path, digests)
+    table: dict[str, Any] = {}
+    for count in data.counts:
+        counts = {key: value for key, value in asdict(count).items() if key != "split"}
+        tokens = {f"{side}_tokens": asdict(tokens) for side, tokens in data.tokens[count.split].items()}
+        table[count.split] = {**counts, "digest": digests.get(count.split), **tokens}
+    write_whole(path, json.dumps(table, indent=2) + "\n")
+
+
+def _refuse_other_texts(path: Path, digests: dict[str, str]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        told = {split: entry.get("digest") for split, entry in before.items()}
+    except (OSError, ValueError, AttributeError):
+        return  # of an older version, or lost: nothing to compare with
+    changed = [split for split, digest in digests.items() if told.get(split, digest) not in (None, digest)]
+    if changed:
+        raise InputError(
+            f"the sentences of {' and '.join(changed)} are other ones than those that the run in {path.parent} began "
+            "with: put the old files back to go on, choose another --output_dir, or delete the folder"
+        )

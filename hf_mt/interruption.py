@@ -1,0 +1,71 @@
+"""SIGTERM, as schedulers send it before they take a machine back: save, stop, and leave with an exit code of its own.
+
+- The signal sets a flag; training looks at it after each step and evaluation after each batch.
+- Processes get the signal at different moments, so they ask each other before one of them leaves a step or an
+  evaluation: `Interruption.agreed` is a small sum over all processes, which one alone never waits for.
+- A second signal ends the program at once, as if there were no handler.
+"""
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 128 + signal.SIGTERM  # 143, as a shell reports it
+
+
+class EvaluationInterrupted(Exception):
+    """An evaluation was given up since the program is to end."""
+
+
+class Interruption(TrainerCallback):
+    """Whether this program was asked to end; stops training after the step in which it was, with a checkpoint.
+
+    Args:
+        accelerator: Asks the other processes.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.requested = False  # here, by a signal
+        self.happened = False  # agreed by all processes
+        self._before: Any = None
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to end; call it on all of them."""
+        if self.accelerator.num_processes == 1:
+            self.happened |= self.requested
+        else:
+            if self.requested:
+                self.accelerator.set_trigger()
+            self.happened |= self.accelerator.check_trigger()
+        return self.happened
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
+            self._before = signal.signal(signal.SIGTERM, self._handle)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.agreed():
+            logger.warning("SIGTERM: saving at step %d, then stopping", state.global_step)
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # made up for when training goes on
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.happened:  # saved already
+            control.should_save = control.should_evaluate = False
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

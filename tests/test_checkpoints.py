@@ -1,0 +1,112 @@
+"""Tests of hf_mt.checkpoints: whole or not there, and every damage found."""
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_mt.arguments import InputError
+from hf_mt.checkpoints import MANIFEST, STATE, checkpoints, last_checkpoint, verify_checkpoint, whole_checkpoint
+
+
+def write(run_folder: Path, step: int, weights: bytes = b"weights") -> Path:
+    folder = run_folder / f"checkpoint-{step}"
+    with whole_checkpoint(folder) as aside:
+        (aside / "shards").mkdir(parents=True)
+        (aside / "model.safetensors").write_bytes(weights)
+        (aside / "shards" / "0.bin").write_bytes(b"shard")
+        (aside / STATE).write_text(json.dumps({"global_step": step}))
+        assert not folder.exists()
+    return folder
+
+
+def test_a_checkpoint_appears_at_the_end_with_a_manifest(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    listed = json.loads((folder / MANIFEST).read_text())["files"]
+    assert set(listed) == {"model.safetensors", "shards/0.bin", STATE} and listed["shards/0.bin"]["bytes"] == 5
+    verify_checkpoint(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_nothing_is_left_of_one_that_failed(error: BaseException, tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    with pytest.raises((type(error), InputError)), whole_checkpoint(tmp_path / "checkpoint-10") as aside:
+        aside.mkdir()
+        (aside / "half").write_bytes(b"1")
+        raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_what_a_killed_program_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-checkpoint-3").mkdir(parents=True)
+    write(tmp_path, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("model.safetensors", b"weight", "model.safetensors has 6 bytes instead of 7"),
+        ("model.safetensors", b"wEights", "model.safetensors has other content"),
+        ("shards/0.bin", None, "0.bin is missing"),
+        (MANIFEST, b"{", "can't be read"),
+        (MANIFEST, b"[]", "can't be read"),
+    ],
+)
+def test_damage_is_named_with_the_remedy(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    folder = write(tmp_path, 10)
+    assert last_checkpoint(tmp_path) == str(folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"checkpoint-10 is damaged: .*{message}.*go on from checkpoint-5"):
+        last_checkpoint(tmp_path)
+    verify_checkpoint(tmp_path / "checkpoint-5")
+
+
+def test_files_that_came_later_are_nobodys_business(tmp_path: Path) -> None:
+    (write(tmp_path, 5) / "README.md").write_text("a card")
+    verify_checkpoint(tmp_path / "checkpoint-5")
+
+
+def test_folders_of_older_versions_are_taken_and_half_written_ones_left_out(tmp_path: Path, caplog: object) -> None:
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"glob')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / STATE).write_text(state)
+    (tmp_path / "checkpoint-20").mkdir()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert "without manifests" in caplog.text
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("how", ["plain", "torch"])
+def test_a_full_disk_is_told_and_the_older_checkpoint_stays(how: str, tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the system says EFBIG, as it says ENOSPC
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        message = pytest.raises(InputError, match=r"checkpoint-10 can't be written: .*goes on from checkpoint-5")
+        with message, whole_checkpoint(tmp_path / "checkpoint-10") as aside:
+            aside.mkdir()
+            if how == "torch":
+                torch.save(torch.zeros(100_000), aside / "optimizer.pt")
+            else:
+                (aside / "weights").write_bytes(b"0" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_an_error_that_is_no_disk_s_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), whole_checkpoint(tmp_path / "checkpoint-1"):
+        raise RuntimeError("shapes differ")
