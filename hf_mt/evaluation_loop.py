@@ -47,7 +47,8 @@ class TranslationEvaluator(Seq2SeqTrainer):
         dataset = eval_dataset if isinstance(eval_dataset, Dataset) else self.eval_dataset
         sampler = TokenBatchSampler(pair_lengths(dataset), tokens_per_batch=self._eval_budget(dataset), shuffle=False)
         batches = list(sampler)[self.args.process_index :: self.args.world_size]
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        own = torch.Generator()  # a loader draws a seed, and evaluating must not change what training draws
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, generator=own)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)

@@ -22,6 +22,7 @@ from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
 from hf_mt.markdown import number
 from hf_mt.run_record import METRICS, Run, read_mapping, read_run
+from hf_mt.scores import read_sentence_scores
 from hf_mt.significance import Comparison, compare_systems, read_systems
 from hf_mt.text_files import write_whole
 from hf_mt.translation import Translator
@@ -39,16 +40,16 @@ HEADLINES = {
     "train_minutes": "minutes of training",
 }
 ATTENTION_SENTENCES, ATTENTION_CHARACTERS = 2, 160  # longer ones fill a page with their heat map
-PAIR = ("source", "hypothesis")
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page while it is made: runs by name, and where pictures go."""
+    """The page while it is made: runs by name, where pictures go, and test sentences for heat maps, from 1."""
 
     runs: dict[str, Run]
     folder: Path
+    sentences: Sequence[int] = ()
 
     def picture(self, figure: Figure, name: str, *, wide: bool = False) -> str:
         """A figure as part of the page, and as a PNG beside it."""
@@ -61,25 +62,27 @@ class Report:
         return {title: content for title, content in files.items() if content}
 
 
-def write_report(run_folders: Sequence[Path], *, folder: Path | None = None) -> Path:
+def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sentences: Sequence[int] = ()) -> Path:
     """Writes `index.html` and its pictures.
 
     Args:
         run_folders: Finished runs, or unfinished ones that have been evaluated; the first is the baseline.
         folder: Where to; `report` in the run folder if there is one run.
+        sentences: Numbers, from 1, of the test sentences whose cross-attention is drawn; sample sentences if none.
 
     Returns:
         The page.
 
     Raises:
-        InputError: There is no run, two have one name, a folder can't be read, or several come without `folder`.
+        InputError: There is no run, two have one name, a folder can't be read, several come without `folder`, or a
+            test set has no such sentence.
     """
     runs = {run.name: run for run in (read_run(path, name=path.resolve().name) for path in run_folders)}
     if not runs or len(runs) < len(run_folders):
         raise InputError(f"{len(run_folders)} folders, but {len(runs)} names of runs; a report needs each once")
     if folder is None and len(runs) > 1:
         raise InputError("a report on several runs needs a folder of its own: give --output DIR")
-    report = Report(runs, folder if folder is not None else run_folders[0] / "report")
+    report = Report(runs, folder if folder is not None else run_folders[0] / "report", sentences)
     report.folder.mkdir(parents=True, exist_ok=True)
     bodies = {title: part(report) for title, part in PARTS.items()}
     parts = {title: body for title, body in bodies.items() if body}
@@ -231,19 +234,33 @@ def marked(text: str, other: str, kind: str) -> str:
 
 
 def _attention(report: Report) -> str:
-    """Heat maps for the first sample sentences, by a forward pass of each run's model."""
+    """Heat maps by a forward pass of each run's model."""
     pictures: dict[str, str] = {}
     for order, (name, run) in enumerate(report.runs.items()):
-        short = [row for row in run.samples if max(len(str(row[key])) for key in PAIR) <= ATTENTION_CHARACTERS]
-        rows = short[:ATTENTION_SENTENCES]
-        if not rows or not (run.folder / "model.safetensors").is_file():
+        pairs = _chosen_pairs(run, report.sentences) if report.sentences else _sample_pairs(run)
+        if not pairs or not (run.folder / "model.safetensors").is_file():
             continue
         translator = Translator(run.folder, device="cpu", source_prefix=str(run.settings.get("source_prefix") or ""))
-        pairs = ([str(row[key]) for row in rows] for key in PAIR)
-        for place, one in enumerate(cross_attention(translator, *pairs), start=1):
+        places = report.sentences or range(1, len(pairs) + 1)
+        for place, one in zip(places, cross_attention(translator, *zip(*pairs, strict=True)), strict=True):
             title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
     return _tabs("attention", pictures) if pictures else ""
+
+
+def _sample_pairs(run: Run) -> list[tuple[str, str]]:
+    """Source and translation of the first sample sentences that are short enough for a picture."""
+    pairs = [(str(row["source"]), str(row["hypothesis"])) for row in run.samples]
+    return [pair for pair in pairs if max(map(len, pair)) <= ATTENTION_CHARACTERS][:ATTENTION_SENTENCES]
+
+
+def _chosen_pairs(run: Run, sentences: Sequence[int]) -> list[tuple[str, str]]:
+    path = run.folder / "test_scores.tsv"
+    rows = read_sentence_scores(path) if path.is_file() else []
+    missing = [str(number) for number in sentences if not 1 <= number <= len(rows)]
+    if missing:
+        raise InputError(f"{run.folder} has {len(rows)} test sentences, and no sentence {', '.join(missing)}")
+    return [(rows[number - 1].source, rows[number - 1].hypothesis) for number in sentences]
 
 
 def _settings(report: Report) -> str:

@@ -244,7 +244,7 @@ class TranslationTrainer(TranslationEvaluator):
             self._push_from_checkpoint(str(folder))
             if self.args.should_save:
                 best = self.state.best_model_checkpoint
-                rotate_checkpoints(str(run_folder), self.args.save_total_limit, best, use_mtime=True)
+                rotate_checkpoints(str(run_folder), self.args.save_total_limit, best)
 
     def _point_to_best(self, run_folder: Path, now_written: Path | None = None) -> None:
         """Notes where the best weights are, also in a run folder that was moved."""

@@ -2,6 +2,7 @@
 
 python scripts/report.py runs/quickstart                              # runs/quickstart/report/index.html
 python scripts/report.py runs/rope runs/alibi --output reports/encodings
+python scripts/report.py runs/quickstart --sentences 3 17             # whose cross-attention is drawn
 """
 
 import argparse
@@ -17,8 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first is what others are compared with")
     parser.add_argument("--output", type=Path, help="folder of the page; default: report in the run folder")
+    parser.add_argument("--sentences", nargs="+", type=int, default=[], help="numbers of test sentences, from 1")
     args = parser.parse_args()
-    print(write_report(args.runs, folder=args.output))
+    print(write_report(args.runs, folder=args.output, sentences=args.sentences))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Tests of hf_mt.arguments, hf_mt.experiment and hf_mt.key_rules: which keys there are, and how they go together."""
 
 import dataclasses
+import errno
+import os
 import re
 
 import pytest
@@ -255,6 +257,10 @@ def break_down():
     raise RuntimeError("a bug")
 
 
+def fill_the_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scores.tsv")
+
+
 def interrupt():
     raise KeyboardInterrupt
 
@@ -266,8 +272,12 @@ def test_run_script_turns_errors_into_messages(capsys):
     with pytest.raises(SystemExit) as caught:
         run_script(interrupt)
     assert caught.value.code == 130 and capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_script(break_down)
+    with pytest.raises(SystemExit) as caught:
+        run_script(fill_the_disk)
+    assert caught.value.code == 2 and "scores.tsv can't be written: No space left" in capsys.readouterr().err
+    for bug in (break_down, lambda: os.stat("/nowhere/at/all")):
+        with pytest.raises((RuntimeError, FileNotFoundError)):
+            run_script(bug)
     assert run_script(lambda: None) is None
 
 

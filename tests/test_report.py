@@ -124,6 +124,15 @@ def test_a_run_is_shown_with_all_its_parts(runs: list[Path]) -> None:
         assert matplotlib.image.imread(runs[0] / "report" / f"{name}.png").std() > 0
 
 
+def test_attention_of_chosen_sentences(runs: list[Path], tmp_path: Path) -> None:
+    html = write_report(runs[:1], folder=tmp_path, sentences=[2, 1]).read_text("utf-8")
+    assert html.index("sentence 2") < html.index("sentence 1") and (tmp_path / "attention-1-2.png").is_file()
+    write_report(runs[:1], folder=tmp_path / "one", sentences=[2])
+    assert not (tmp_path / "one" / "attention-1-1.png").exists()
+    with pytest.raises(InputError, match="has 2 test sentences, and no sentence 0, 3"):
+        write_report(runs[:1], folder=tmp_path, sentences=[0, 1, 3])
+
+
 def test_the_page_needs_nothing_but_itself(runs: list[Path]) -> None:
     page = page_of(runs[:1])
     links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError
 from hf_mt.arguments import DataArguments, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
+from hf_mt.checkpoints import last_checkpoint
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, pair_lengths, prepare_data
 from hf_mt.evaluation_loop import with_texts
@@ -289,6 +292,55 @@ def test_a_resumed_run_becomes_the_uninterrupted_one(
     )
     fresh_order.train(resume_from_checkpoint=checkpoint)
     assert not same(weights(whole.model), weights(fresh_order.model))
+
+
+def test_evaluating_changes_nothing_of_training(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    ends = []
+    for every in (1, 4, 8):
+        settings = {"max_steps": 8, "eval_strategy": "steps", "eval_steps": every}
+        run = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path, **settings))
+        run.train()
+        ends.append(weights(run.model))
+    assert same(ends[0], ends[1]) and same(ends[1], ends[2])
+
+
+@pytest.mark.parametrize("moment", ["a step", "a step before an evaluation", "an evaluation"])
+def test_sigterm_saves_where_it_comes_and_nothing_is_lost(
+    moment: str, data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "max_steps": 9, "ema_decay": 0.9}
+    whole = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "whole", **settings))
+    whole.train()
+    stopped = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+    name = "_evaluate_batch" if moment == "an evaluation" else "compute_loss"
+    step = 4 if moment == "a step" else 6
+    _signal_in(stopped, name, step)
+    handler = signal.getsignal(signal.SIGTERM)
+    stopped.train()
+    assert stopped.interruption.happened and stopped.state.global_step == step
+    assert signal.getsignal(signal.SIGTERM) == handler
+    resumed = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
+    assert same(weights(whole.model), weights(resumed.model))
+    assert _scores(whole) == _scores(resumed) and len(_scores(whole)) == 3
+    assert whole.state.best_global_step == resumed.state.best_global_step
+
+
+def _signal_in(run: TranslationTrainer, name: str, step: int) -> None:
+    """Sends SIGTERM to this process in a call of a method at a step, once."""
+    method = getattr(run, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        at = run.state.global_step + (name == "compute_loss")
+        if at == step and not run.interruption.requested:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return method(*args, **kwargs)
+
+    setattr(run, name, wrapped)
+
+
+def _scores(run: TranslationTrainer) -> list[tuple[float, ...]]:
+    return [(row["step"], row["eval_loss"], row["eval_bleu"]) for row in run.state.log_history if "eval_loss" in row]
 
 
 def test_a_resumed_run_does_not_read_what_it_skips(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""What kills, signals, full disks and second starts do to a training: programs of their own, as users start them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_mt.checkpoints import checkpoints, verify_checkpoint
+
+
+ROOT = Path(__file__).parents[2]
+KILLS = 30
+CONFIG = """
+dataset_name: toy_copy
+source_lang: src
+target_lang: tgt
+vocab_size: 30
+cldr_train_size: 200
+cldr_validation_size: 13
+cldr_test_size: 5
+d_model: 16
+encoder_layers: 1
+decoder_layers: 1
+encoder_attention_heads: 2
+decoder_attention_heads: 2
+encoder_ffn_dim: 32
+decoder_ffn_dim: 32
+dropout: 0.1
+max_steps: 120
+tokens_per_batch: 256
+learning_rate: 1e-2
+warmup_steps: 0
+logging_steps: 1
+eval_strategy: steps
+eval_steps: 4
+save_strategy: steps
+save_steps: 4
+save_total_limit: 2
+ema_decay: 0.9
+num_samples_shown: 0
+cpu_threads: 1
+use_cpu: true
+"""
+TIMES = {"train_seconds", "target_tokens_per_second", "eval_runtime", "eval_samples_per_second"}
+TIMES |= {"eval_steps_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def log_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """What was logged, without seconds; the summaries at the end of a program, which are of that program, left out."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in history if "train_runtime" not in row]
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    """Bit for bit: weights, moving average, optimizer, and the losses and scores of every step that led there."""
+    for name in ("model.safetensors", "moving_average.safetensors"):
+        first, second = load_file(one / name), load_file(other / name)
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (one, other)]
+    for first, second in zip(*(state.values() for state in states), strict=True):
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert log_of(one) == log_of(other)
+
+
+def test_a_run_that_is_killed_thirty_times_becomes_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
+    program = command(ROOT / "tests/system/kill_and_resume.py", config, tmp_path, "--kills", KILLS)
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    starts = json.loads(done.stdout)
+    codes = [start["code"] for start in starts]
+    assert codes == [-signal.SIGKILL] * KILLS + [0], codes  # it was killed each time, and never failed to go on
+    assert len({start["place"] for start in starts}) >= 8
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert [path.name for path in checkpoints(whole)] == [path.name for path in checkpoints(killed)]
+    for one, other in zip(checkpoints(whole), checkpoints(killed), strict=True):
+        assert_same_checkpoint(one, other)
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in (whole, killed)]
+    assert results[0]["test_bleu"] == results[1]["test_bleu"] and results[0]["eval_loss"] == results[1]["eval_loss"]
+    best = json.loads((killed / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert Path(best).is_dir()
+    early, late = checkpoints(whole)
+    assert log_of(early) != log_of(late)  # control: other checkpoints are told apart
+
+
+@contextmanager
+def training(config: Path, folder: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
+    """A training as a program, past its second checkpoint."""
+    words = command(ROOT / "scripts/train.py", config, "--output_dir", folder, *options)
+    program = subprocess.Popen(
+        words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    try:
+        end = time.monotonic() + 120
+        while len(checkpoints(folder)) < 2 and program.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert program.poll() is None, program.communicate()[0]
+        yield program
+    finally:
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
+
+
+def run(config: Path, folder: Path, *options: object) -> tuple[int, str]:
+    words = command(ROOT / "scripts/train.py", config, "--output_dir", folder, *options)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240, cwd=ROOT)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with training(config, folder, "--max_steps", 100_000) as program:
+        code, told = run(config, folder, "--max_steps", 100_000)
+        assert code == 2 and "is in use by a training that is running now" in told, told
+        start = time.monotonic()
+        program.send_signal(signal.SIGTERM)
+        told = program.communicate(timeout=60)[0]
+        assert program.returncode == 143 and time.monotonic() - start < 30, told
+    last = checkpoints(folder)[-1]
+    verify_checkpoint(last)
+    step = int(last.name.removeprefix("checkpoint-"))
+    assert f"Stopped at step {step}; the same command goes on from there" in told
+    code, told = run(config, folder, "--max_steps", step + 5)
+    assert code == 0 and f"Resuming from {last}" in told, told
+
+
+def test_damage_and_a_changed_config_are_refused_with_the_remedy(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with training(config, folder):
+        pass  # killed
+    *_, older, last = checkpoints(folder)
+    optimizer = last / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    code, told = run(config, folder)
+    assert code == 2 and "optimizer.pt has" in told and f"go on from {older.name}" in told, told
+    assert "Traceback" not in told
+    code, told = run(config, folder, "--learning_rate", "3e-3")
+    assert code == 2 and "learning_rate: 0.01 -> 0.003" in told
+    for path in sorted(last.rglob("*"), reverse=True):
+        path.unlink()
+    last.rmdir()
+    code, told = run(config, folder, "--max_steps", int(older.name.removeprefix("checkpoint-")) + 4)
+    assert code == 0 and f"Resuming from {older}" in told, told
