@@ -129,8 +129,8 @@ def test_attention_of_chosen_sentences(runs: list[Path], tmp_path: Path) -> None
     assert html.index("sentence 2") < html.index("sentence 1") and (tmp_path / "attention-1-2.png").is_file()
     write_report(runs[:1], folder=tmp_path / "one", sentences=[2])
     assert not (tmp_path / "one" / "attention-1-1.png").exists()
-    with pytest.raises(InputError, match="has 2 test sentences, and no sentence 0, 3"):
-        write_report(runs[:1], folder=tmp_path, sentences=[0, 1, 3])
+    with pytest.raises(InputError, match="has 6 test sentences, and no sentence 0, 7"):
+        write_report(runs[:1], folder=tmp_path, sentences=[0, 1, 7])
 
 
 def test_the_page_needs_nothing_but_itself(runs: list[Path]) -> None:
