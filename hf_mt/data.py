@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,11 +86,20 @@ def filter_pairs(corpus: Dataset, data: DataArguments, *, split: str) -> tuple[D
     Raises:
         InputError: no training pair is left.
     """
-    sources, targets = _texts(corpus, data)
+    kept, found = find_odd(zip(*_texts(corpus, data), strict=True), data, split=split)
+    if split != "train":
+        return corpus, FilterCounts(split, len(corpus), found, len(corpus))
+    counts = FilterCounts(split, len(corpus), found, len(kept))
+    _check_left(counts)
+    return corpus.select(kept), counts
+
+
+def find_odd(pairs: Iterable[tuple[str, str]], data: DataArguments, *, split: str) -> tuple[list[int], dict[str, int]]:
+    """Places of the pairs that no filter of `filter_pairs` finds, and how many each of them found."""
     found = _filters(data, split)
     kept: list[int] = []
     seen: set[tuple[str, str]] = set()
-    for index, pair in enumerate(zip(sources, targets, strict=True)):
+    for index, pair in enumerate(pairs):
         reason = _oddity(*pair, data) or ("duplicate" if pair in seen else None)
         if reason is None:
             kept.append(index)
@@ -98,11 +107,7 @@ def filter_pairs(corpus: Dataset, data: DataArguments, *, split: str) -> tuple[D
                 seen.add(pair)
         else:
             found[reason] += 1
-    if split != "train":
-        return corpus, FilterCounts(split, len(corpus), found, len(corpus))
-    counts = FilterCounts(split, len(corpus), found, len(kept))
-    _check_left(counts)
-    return corpus.select(kept), counts
+    return kept, found
 
 
 def _filters(data: DataArguments, split: str) -> dict[str, int]:

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from hf_mt.arguments import DataArguments, InputError
 from hf_mt.comet import PROGRAM, comet_score
-from hf_mt.corpora import load_corpus, read_lines
+from hf_mt.corpora import load_corpus
 from hf_mt.experiment import typed_values
+from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import corpus_scores, write_sentence_scores
 from hf_mt.scoring import corpus_perplexity, score_pairs

@@ -15,7 +15,7 @@ from typing import Literal
 from sacrebleu.significance import PairedTest, Result
 
 from hf_mt.arguments import InputError
-from hf_mt.corpora import read_lines
+from hf_mt.pair_files import read_lines
 from hf_mt.scores import References, read_sentence_scores, reference_sets, scorers
 
 

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hf_mt.corpora import read_lines
 from hf_mt.experiment import run_script
+from hf_mt.pair_files import read_lines
 from hf_mt.progress import quiet_libraries
 from hf_mt.scoring import corpus_perplexity, score_pairs
 from hf_mt.translator_options import add_translator_options, translator_from

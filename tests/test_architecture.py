@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hf_mt"
 # what a sentence passes through, in order; a module imports only from its own stage and from those above
 _STAGES = """
 arguments: key_rules settings arguments experiment run_folder text_files
-corpora: cldr corpora
+corpora: cldr pair_files corpora
 tokenization: tokenization
 data: batching data data_table
 model: model

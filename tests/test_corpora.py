@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from hf_mt import cldr
 from hf_mt.arguments import DataArguments, InputError
 from hf_mt.cldr import KINDS, Kind, cldr_corpus, find_locale, open_phrase_book, usable_manners
-from hf_mt.corpora import TOY_TASKS, load_corpus, read_lines, toy_corpus
+from hf_mt.corpora import TOY_TASKS, load_corpus, toy_corpus
+from hf_mt.pair_files import read_lines
 
 
 PAIRS = [

@@ -1,0 +1,201 @@
+"""Files of sentence pairs, read pair after pair: text pairs, TSV, JSONL and Parquet.
+
+- A line of text ends at `\\n` or `\\r\\n` and nowhere else. `str.splitlines` also ends it at U+2028, U+0085 and
+  others, which occur inside sentences: one of them on one side would shift all later pairs.
+- Readers hold no more than a line, so that a file may be larger than memory; what is wrong is told when it is reached.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from hf_mt.arguments import DataArguments, InputError
+
+
+PARQUET_ROWS = 1000  # that are Python objects at a time
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
+
+
+def file_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
+    """Pair after pair of a file of any kind, or of text pairs."""
+    if path.suffix == ".parquet":
+        return pairs_of_rows(_parquet_rows(path, data), data, str(path))
+    return {".tsv": _tsv_pairs, ".jsonl": _jsonl_pairs}.get(path.suffix, _text_pairs)(path, data)
+
+
+def _text_pairs(prefix: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
+    if prefix.is_file():
+        raise InputError(
+            f"{prefix} is neither .tsv, .jsonl nor .parquet; for text pairs give their prefix, such as "
+            f"{prefix.with_suffix('')} for {prefix.with_suffix(f'.{data.source_lang}')} and "
+            f"{prefix.with_suffix(f'.{data.target_lang}')}."
+        )
+    if data.source_column is not None:
+        raise InputError(f"source_column and target_column name columns, but {prefix} is text; remove them.")
+    paths = [Path(f"{prefix}.{language}") for language in (data.source_lang, data.target_lang)]
+    for source, target in zip_longest(*map(iter_lines, paths)):
+        if source is None or target is None:
+            counts = [sum(1 for _ in iter_lines(path)) for path in paths]
+            raise InputError(
+                f"{paths[0]} has {counts[0]} lines and {paths[1]} has {counts[1]}; line n of one must translate "
+                "line n of the other, so the numbers must be equal."
+            )
+        yield source, target
+
+
+def _tsv_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
+    """Two columns, source and target, or any number below a header that names the two; there is no quoting."""
+    rows = (line.split("\t") for line in iter_lines(path))
+    names, header = text_columns(data), next(rows)
+    named = set(names) <= set(header)
+    first, second = (header.index(name) for name in names) if named else (0, 1)
+    if not named and (data.source_column is not None or len(header) != 2):
+        raise InputError(
+            f"{path}, line 1: no header with the columns {names[0]} and {names[1]}; found {len(header)} columns: "
+            f"{listing(header)}. Without a header there must be two, source and target, with a tab between."
+        )
+    for number, row in enumerate(rows if named else chain([header], rows), 2 if named else 1):
+        if len(row) != len(header):
+            raise InputError(f"{path}, line {number}: {len(row)} columns, but line 1 has {len(header)}.")
+        yield row[first], row[second]
+
+
+def _jsonl_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
+    """An object a line, with a `translation` object or with the two texts themselves."""
+    for number, line in enumerate(iter_lines(path), 1):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}, column {error.colno}: not JSON ({error.msg}); one object a line.") from error
+        if isinstance(row, dict) and data.source_column is None:
+            row = row.get("translation", row)
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: found a {type(row).__name__}, where an object with two texts is needed.")
+        source, target = (checked_text(row, name, where) for name in text_columns(data))
+        yield source, target
+
+
+def _parquet_rows(path: Path, data: DataArguments) -> Iterator[dict[str, Any]]:
+    """Rows one after the other; in memory is one row group, which Parquet compresses as one."""
+    with _open(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            wanted = [name for name in ("translation", *text_columns(data)) if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=wanted or None):
+                yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise InputError(f"{path} is not a Parquet file: {error}") from error
+
+
+def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where: str) -> Iterator[tuple[str, str]]:
+    """What `_select_pair` does to a table, row after row."""
+    for number, row in enumerate(rows):
+        if data.source_column is None and "translation" in row:
+            row = row["translation"] or {}
+        if number == 0:
+            check_columns(row, data, where)
+        source, target = (checked_text(row, name, f"{where}, row {number}") for name in text_columns(data))
+        yield source, target
+
+
+def read_parquet(path: Path) -> Dataset:
+    with _open(path) as file:
+        try:
+            return Dataset(pq.ParquetFile(file).read())
+        except pa.ArrowException as error:
+            raise InputError(f"{path} is not a Parquet file: {error}") from error
+
+
+def text_columns(data: DataArguments) -> tuple[str, str]:
+    return data.source_column or data.source_lang, data.target_column or data.target_lang
+
+
+def check_columns(found: Iterable[str], data: DataArguments, where: str) -> None:
+    missing = [name for name in text_columns(data) if name not in found]
+    if missing:
+        raise InputError(
+            f"{where}: no {missing[0]!r}; there is {listing(found)}. Correct source_lang and target_lang, or name "
+            "two text columns with source_column and target_column."
+        )
+
+
+def checked_text(row: Mapping[str, object], name: str, where: str) -> str:
+    if name not in row:
+        raise InputError(f"{where}: no {name!r}; there is {listing(row)}.")
+    text = row[name]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {name!r} is a {type(text).__name__}, where a text is needed.")
+    if NO_TEXT.search(text):
+        raise InputError(f"{where}: {name!r} contains NUL or half of a surrogate pair, which no text does.")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """All that `iter_lines` gives."""
+    return list(iter_lines(path))
+
+
+def iter_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends (`\\n` or `\\r\\n`) and without a byte order mark.
+
+    Raises:
+        InputError: the file is missing, a folder, unreadable or empty, or a line isn't UTF-8 or contains NUL.
+    """
+    empty = True
+    with _open(path) as file:
+        for number, raw in enumerate(file, 1):
+            raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if raw:
+                empty = False
+                yield _decode(raw, path, number).removesuffix("\n").removesuffix("\r")
+    if empty:
+        raise InputError(f"{path} is empty; it needs one sentence a line.")
+
+
+def _decode(raw: bytes, path: Path, line: int) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}, line {line}, byte {error.start + 1}: 0x{raw[error.start]:02x} is not UTF-8; convert the file, "
+            "for example with `iconv -f latin1 -t utf-8`."
+        ) from error
+    if "\0" in text:
+        raise InputError(f"{path}, line {line}: a NUL character; only text is allowed (is the file damaged?).")
+    return text
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; {_nearby(path)}") from error
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+
+
+def _nearby(path: Path) -> str:
+    """What there is instead of a missing file."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}."
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    near = [name for name in names if name.startswith(path.stem)] or difflib.get_close_matches(path.name, names, n=5)
+    return f"in {path.parent} there is {listing(near or names)}."
+
+
+def listing(names: Iterable[object], most: int = 12) -> str:
+    shown = [str(name) for name in names]
+    rest = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + rest if shown else "nothing"
