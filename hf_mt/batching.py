@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-from hf_mt.arguments import InputError
+from hf_mt.arguments import InputError, TranslationTrainingArguments
 
 
 TILT_JITTER = 0.02  # of the length: how far equally long pairs may leave the order by which side is longer
@@ -140,6 +140,19 @@ class TokenBatchSampler(Sampler):
         """(steps, num_parts + 1): where the micro-batches of each step begin and end in `descending` (N,) lengths."""
         cuts = [_cut(descending[start:end], self.num_parts, self.tokens_per_batch) for start, end in pairwise(bounds)]
         return np.array(bounds[:-1])[:, None] + np.array(cuts)
+
+
+def training_sampler(lengths: np.ndarray, args: TranslationTrainingArguments) -> TokenBatchSampler:
+    """The batches of training pairs of these lengths: by tokens, or by sentences as long as the arguments say so."""
+    budget = args.tokens_per_batch
+    if args.sentences_per_batch is not None:  # a sentence is one unit, whatever its length
+        lengths, budget = lengths * 0 + 1, args.sentences_per_batch
+    return TokenBatchSampler(
+        lengths,
+        tokens_per_batch=budget,
+        num_parts=args.world_size * args.gradient_accumulation_steps,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+    )
 
 
 def _down(lengths: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def filter_pairs(corpus: Dataset, data: DataArguments, *, split: str) -> tuple[D
     if split != "train":
         return corpus, FilterCounts(split, len(corpus), found, len(corpus))
     counts = FilterCounts(split, len(corpus), found, len(kept))
-    _check_left(counts)
+    check_left(counts)
     return corpus.select(kept), counts
 
 
@@ -131,7 +131,8 @@ def _oddity(source: str, target: str, data: DataArguments) -> str | None:
     return None
 
 
-def _check_left(counts: FilterCounts) -> None:
+def check_left(counts: FilterCounts) -> None:
+    """Raises InputError if the filters left nothing."""
     if not counts.kept:
         raise InputError(
             f"No training pair is left after filtering:\n{format_table([counts])}\nCheck that source and target "
@@ -180,7 +181,7 @@ def tokenize_pairs(
     counts = counts.with_found("too long", int((~fits).sum()))
     if split != "train":
         return tokenized, counts
-    _check_left(counts)
+    check_left(counts)
     rows = np.flatnonzero(fits)
     if not data.bpe_dropout:
         return tokenized.select(rows), counts

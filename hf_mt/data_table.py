@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from hf_mt.arguments import InputError
-from hf_mt.data import PreparedData
+from hf_mt.data import FilterCounts, PreparedData, TokenCounts
 from hf_mt.text_files import write_whole
 
 
@@ -40,12 +40,21 @@ def save_data_table(folder: Path, data: PreparedData, digests: dict[str, str]) -
     path = folder / DATA_TABLE_NAME
     if any(folder.glob("checkpoint-*")):
         _refuse_other_texts(path, digests)
-    table: dict[str, Any] = {}
-    for count in data.counts:
-        counts = {key: value for key, value in asdict(count).items() if key != "split"}
-        tokens = {f"{side}_tokens": asdict(tokens) for side, tokens in data.tokens[count.split].items()}
-        table[count.split] = {**counts, "digest": digests.get(count.split), **tokens}
+    table = {count.split: _entry(count, data.tokens[count.split], digests.get(count.split)) for count in data.counts}
     write_whole(path, json.dumps(table, indent=2) + "\n")
+
+
+def update_data_table(folder: Path, counts: FilterCounts, tokens: dict[str, TokenCounts]) -> None:
+    """Puts what is known of a streamed split by now into the table."""
+    path = folder / DATA_TABLE_NAME
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    table[counts.split] = _entry(counts, tokens, digest=None)
+    write_whole(path, json.dumps(table, indent=2) + "\n")
+
+
+def _entry(counts: FilterCounts, tokens: dict[str, TokenCounts], digest: str | None) -> dict[str, Any]:
+    numbers = {key: value for key, value in asdict(counts).items() if key != "split"}
+    return {**numbers, "digest": digest, **{f"{side}_tokens": asdict(counted) for side, counted in tokens.items()}}
 
 
 def _refuse_other_texts(path: Path, digests: dict[str, str]) -> None:

@@ -12,12 +12,13 @@ import time
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_mt.batching import padding_share
-from hf_mt.data import pair_lengths
-from hf_mt.training import TranslationTrainer, training_sampler
+from hf_mt.batching import padding_share, training_sampler
+from hf_mt.data import SegmentedPairs, pair_lengths
+from hf_mt.training import TranslationTrainer
 
 
 STEPS = 3  # the first is slow: memory is taken, kernels are chosen
@@ -43,33 +44,35 @@ def dry_run(trainer: TranslationTrainer) -> str:
     Raises:
         RuntimeError: The saved model, loaded again, is not the model that was saved.
     """
-    report = [*_tokenised_pairs(trainer), "", *_batches(trainer)]
+    pairs = trainer.train_dataset if trainer.stream is None else trainer.stream.stream.beginning()
+    report = [*_tokenised_pairs(trainer, pairs), "", *_batches(trainer, pairs)]
     steps = _planned_steps(trainer)
     with tempfile.TemporaryDirectory() as folder:
         seconds = _seconds_a_step(trainer, folder)
-        report += [*_translations(trainer), *_reload(trainer, folder)]
+        report += [*_translations(trainer), *_reload(trainer, folder, pairs)]
     minutes = steps * seconds / 60
     report.append(f"steps     {steps:,} of {seconds:.2f} s: about {minutes:,.1f} minutes, evaluations not counted")
     report.append(f"memory    {_peak_gibibytes():.2f} GiB at most")
     return "\n".join(report)
 
 
-def _tokenised_pairs(trainer: TranslationTrainer) -> list[str]:
+def _tokenised_pairs(trainer: TranslationTrainer, pairs: Dataset | SegmentedPairs) -> list[str]:
     lines = []
-    for row in (trainer.train_dataset[index] for index in range(min(SHOWN_PAIRS, len(trainer.train_dataset)))):
+    for row in (pairs[index] for index in range(min(SHOWN_PAIRS, len(pairs)))):
         for name, key in (("source", "input_ids"), ("target", "labels")):
             tokens = trainer.tokenizer.convert_ids_to_tokens(row[key])
             lines.append(f"{name}    {len(tokens)} tokens: " + "|".join(tokens))
     return lines
 
 
-def _batches(trainer: TranslationTrainer) -> list[str]:
-    lengths = pair_lengths(trainer.train_dataset)
-    batches = list(training_sampler(trainer.train_dataset, trainer.args))
-    pairs = sum(map(len, batches)) / len(batches)
+def _batches(trainer: TranslationTrainer, pairs: Dataset | SegmentedPairs) -> list[str]:
+    lengths = pair_lengths(pairs)
+    batches = list(training_sampler(lengths, trainer.args))
+    size = sum(map(len, batches)) / len(batches)
+    number = f"{len(batches):,} an epoch" if trainer.stream is None else "as of the first pairs"
     return [
-        f"batches   {len(batches):,} an epoch, {pairs:.1f} pairs and {lengths[..., 1].mean() * pairs:,.0f} target "
-        f"tokens each, {padding_share(lengths, batches):.1%} padding",
+        f"batches   {number}, {size:.1f} pairs and {lengths[..., 1].mean() * size:,.0f} target tokens each, "
+        f"{padding_share(lengths, batches):.1%} padding",
         f"model     {sum(weight.numel() for weight in trainer.model.parameters()):,} parameters",
     ]
 
@@ -79,7 +82,7 @@ def _planned_steps(trainer: TranslationTrainer) -> int:
     if args.max_steps > 0:
         return args.max_steps
     parts = args.world_size * args.gradient_accumulation_steps
-    return math.ceil(args.num_train_epochs * len(training_sampler(trainer.train_dataset, args)) / parts)
+    return math.ceil(args.num_train_epochs * len(training_sampler(pair_lengths(trainer.train_dataset), args)) / parts)
 
 
 def _seconds_a_step(trainer: TranslationTrainer, folder: str) -> float:
@@ -103,14 +106,14 @@ def _translations(trainer: TranslationTrainer) -> list[str]:
 
 
 @torch.no_grad()
-def _reload(trainer: TranslationTrainer, folder: str) -> list[str]:
+def _reload(trainer: TranslationTrainer, folder: str, pairs: Dataset | SegmentedPairs) -> list[str]:
     trainer.save_model(folder, _internal_call=True)
     if not trainer.is_world_process_zero():
         return []
     model = trainer.accelerator.unwrap_model(trainer.model).cpu().eval()
     kernel = model.config._attn_implementation
     again = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation=kernel).eval()
-    batch = trainer.data_collator([trainer.train_dataset[0]])
+    batch = trainer.data_collator([pairs[0]])
     if not torch.equal(model(**batch).logits, again(**batch).logits):
         raise RuntimeError("the model that was saved and loaded again gives other scores")
     return ["saved and loaded again: the same scores"]

@@ -197,11 +197,28 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise InputError(
             f"average_checkpoints is {values['average_checkpoints']}, but save_total_limit keeps only {kept}; raise it"
         )
+    if values["streaming"]:
+        _check_streaming(values)
     if values["muon"] and values["optim"] != valid_keys()["optim"].default:
         raise InputError(f"muon and optim {values['optim']} are both given; leave one out")
     metric = values["metric_for_best_model"]
     if metric and metric.removeprefix("eval_") in NEED_TRANSLATIONS and not values["predict_with_generate"]:
         raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")
+
+
+def _check_streaming(values: Mapping[str, Any]) -> None:
+    """What a corpus that is read while training, and whose end isn't known, can't do."""
+    by_epoch = [name for name in ("eval_strategy", "save_strategy", "logging_strategy") if values[name] == "epoch"]
+    wrong = {
+        "give max_steps, since the length of an epoch isn't known": values["max_steps"] <= 0,
+        f"set {' and '.join(by_epoch)} to steps or no, for the same reason": by_epoch,
+        "set bpe_dropout to 0, since its segmentations are made before training": values["bpe_dropout"],
+        "set dataloader_num_workers to 0, since a thread reads ahead": values["dataloader_num_workers"],
+        "set ignore_data_skip to false, since a resumed run goes on where it was": values["ignore_data_skip"],
+    }
+    cures = [cure for cure, is_wrong in wrong.items() if is_wrong]
+    if cures:
+        raise InputError(f"streaming: {'; '.join(cures)}")
 
 
 def _check_architecture(given: Mapping[str, Any]) -> None:

@@ -69,9 +69,9 @@ def _check_lengths(model: PreTrainedModel, data: PreparedData) -> None:
         for split, tokens in data.tokens.items():
             if limit is not None and tokens[side].max > limit:
                 raise InputError(
-                    f"the {split} set has a {side} sentence of {tokens[side].max} tokens, but the model has {limit} "
-                    f"positions: raise max_position_embeddings, choose a position_encoding without a limit, or "
-                    f"{_shorter(split, side, limit)}"
+                    f"a {side} sentence of the {split} set has up to {tokens[side].max} tokens, but the model has "
+                    f"{limit} positions: raise max_position_embeddings, choose a position_encoding without a limit, "
+                    f"or {_shorter(split, side, limit)}"
                 )
 
 

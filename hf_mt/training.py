@@ -27,7 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, 
 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
-from hf_mt.batching import TokenBatchSampler, TranslationCollator
+from hf_mt.batching import TranslationCollator, training_sampler
 from hf_mt.checkpoints import checkpoints, verify_checkpoint, whole_checkpoint
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.evaluation_loop import Scores, TranslationEvaluator
@@ -35,7 +35,9 @@ from hf_mt.interruption import EvaluationInterrupted, Interruption
 from hf_mt.losses import loss_sums
 from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.optimizer import muon_for
+from hf_mt.pair_stream import PairStream
 from hf_mt.progress import Meter, ProgressLines
+from hf_mt.streaming import BatchStream, StreamProgress
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class TranslationTrainer(TranslationEvaluator):
         model: Ours, or any model that `AutoModelForSeq2SeqLM` loads.
         args: Length of training, batches, learning rate, checkpoints.
         tokenizer: Saved with every checkpoint; turns translations into text.
-        train_dataset: Rows with `input_ids`, `labels` and their lengths.
+        train_dataset: Rows with `input_ids`, `labels` and their lengths, or a stream of them.
         eval_dataset: Rows with `input_ids` and `labels`, and the texts `source` and `target`; see `with_texts`.
         score: Scores of sources, hypotheses and references, as `hf_mt.slices.describe_outputs`; text values
             (signatures) are kept out of the log.
@@ -66,7 +68,7 @@ class TranslationTrainer(TranslationEvaluator):
         args: TranslationTrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        train_dataset: Dataset | SegmentedPairs | None = None,
+        train_dataset: Dataset | SegmentedPairs | PairStream | None = None,
         eval_dataset: Dataset | None = None,
         score: Callable[[Sequence[str], Sequence[str], Sequence[str]], Scores] | None = None,
         label_smoothing: float = 0.0,
@@ -97,6 +99,7 @@ class TranslationTrainer(TranslationEvaluator):
         self.signatures = {}
         self.lines = ProgressLines(eval_dataset)
         self.interruption = Interruption(self.accelerator)
+        self.stream = BatchStream(train_dataset, args) if isinstance(train_dataset, PairStream) else None
         self.non_finite = NonFiniteSteps(args.non_finite_steps, Path(args.output_dir), tokenizer)
         self._add_callbacks(args)
 
@@ -105,6 +108,8 @@ class TranslationTrainer(TranslationEvaluator):
             self.remove_callback(unwanted)
         self.add_callback(self.lines)
         self.add_callback(self.interruption)
+        if self.stream is not None:
+            self.add_callback(StreamProgress(self.stream))
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if self.average is not None:
@@ -115,14 +120,18 @@ class TranslationTrainer(TranslationEvaluator):
     def get_train_dataloader(self) -> DataLoader:
         """Token-budget batches, shuffled by seed and epoch, dealt to the processes by Accelerate."""
         args: TranslationTrainingArguments = self.args
-        self.train_sampler = training_sampler(self.train_dataset, args)
+        pin = args.dataloader_pin_memory and args.device.type == "cuda"
+        if self.stream is not None:  # deals to the processes itself; its loader must not draw from torch's generator
+            own = {"collate_fn": self.data_collator, "pin_memory": pin, "generator": torch.Generator()}
+            return DataLoader(self.stream, batch_size=None, **own)
+        self.train_sampler = training_sampler(pair_lengths(self.train_dataset), args)
         self.train_sampler.check_same_everywhere()
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=self.train_sampler,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            pin_memory=pin,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
@@ -130,7 +139,10 @@ class TranslationTrainer(TranslationEvaluator):
         return self.accelerator.prepare(loader)
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        self.train_sampler.set_epoch(epoch)  # Accelerate's wrappers don't pass it on when an epoch is resumed
+        if self.stream is None:
+            self.train_sampler.set_epoch(epoch)  # Accelerate's wrappers don't pass it on when an epoch is resumed
+        else:
+            kwargs["steps_trained_in_current_epoch"] = 0  # nothing to skip: it is where the checkpoint was
         self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         super()._run_epoch(epoch=epoch, **kwargs)
 
@@ -175,6 +187,8 @@ class TranslationTrainer(TranslationEvaluator):
             logs["smoothed_loss"] = logs.pop("loss")
             self._tr_loss.zero_()  # transformers subtracts it from itself, which a NaN survives
             logs.update(self.meter.read(self.accelerator))
+            if self.stream is not None:
+                logs |= {"pairs_read": self.stream.seen.counts.read, "pairs_kept": self.stream.seen.counts.kept}
             if self.non_finite.total:
                 logs["skipped_steps"] = self.non_finite.total
         elif "train_runtime" in logs:  # the end: steps since the last line of the log
@@ -326,16 +340,3 @@ class TranslationTrainer(TranslationEvaluator):
     def _publish(self, folder: Path) -> None:
         if self.publish is not None and self.is_world_process_zero():
             self.publish(folder)
-
-
-def training_sampler(dataset: Dataset | SegmentedPairs, args: TranslationTrainingArguments) -> TokenBatchSampler:
-    """The batches of training: by tokens, or by sentences as long as the arguments say so."""
-    lengths, budget = pair_lengths(dataset), args.tokens_per_batch
-    if args.sentences_per_batch is not None:  # a sentence is one unit, whatever its length
-        lengths, budget = lengths * 0 + 1, args.sentences_per_batch
-    return TokenBatchSampler(
-        lengths,
-        tokens_per_batch=budget,
-        num_parts=args.world_size * args.gradient_accumulation_steps,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-    )

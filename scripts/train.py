@@ -13,8 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.checkpoints import last_checkpoint
-from hf_mt.corpora import load_corpus
-from hf_mt.data import PreparedData, filter_corpus, format_table, prepare_data
+from hf_mt.data import PreparedData, format_table
 from hf_mt.data_table import save_data_table, text_digests
 from hf_mt.dry_run import dry_run
 from hf_mt.evaluation_loop import with_texts
@@ -27,8 +26,8 @@ from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
 from hf_mt.slices import describe_outputs
+from hf_mt.streaming import load_data
 from hf_mt.summary import summarise
-from hf_mt.tokenization import get_tokenizer
 from hf_mt.tracking import log_results
 from hf_mt.training import TranslationTrainer
 
@@ -40,9 +39,7 @@ def main() -> None:
     check_architecture(experiment)
     args, say = experiment.training, PartialState().print
     with args.main_process_first(desc="data"):  # the others find it in the cache
-        corpus, counts = filter_corpus(load_corpus(experiment.data), experiment.data)
-        tokenizer = get_tokenizer(corpus, experiment.data, experiment.model, experiment.resolved.get("vocab_size", 0))
-        data = prepare_data(corpus, tokenizer, experiment.data, counts=counts)
+        corpus, tokenizer, data = load_data(experiment)
     model = load_or_build_model(experiment, tokenizer, data)
     build = partial(build_trainer, experiment, model, tokenizer, data)
     if args.dry_run:

@@ -18,7 +18,7 @@ _STAGES = """
 arguments: key_rules settings arguments experiment run_folder text_files
 corpora: cldr pair_files corpora
 tokenization: tokenization
-data: batching data data_table
+data: batching data data_table pair_stream streaming
 model: model
 translation: hardware search generation translation translator_options
 training: models losses optimizer averaging tracking progress interruption checkpoints non_finite
