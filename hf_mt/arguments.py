@@ -57,8 +57,10 @@ class DataArguments:
     max_length_ratio: float = _key(9.0, "drop pairs of which one side is this many times longer", least=1)
     drop_duplicates: bool = _key(True, "drop repeated training pairs")
     drop_metadata: bool = _key(True, "drop lines of markup such as <url>")
-    streaming: bool = _key(False, "read training pairs while training, never all of them; needs max_steps")
-    streaming_buffer: int = _key(50_000, "pairs read, filtered, sorted and shuffled at a time when streaming", least=2)
+    streaming: bool = _key(False, "read training pairs while training and hold few of them; needs max_steps")
+    streaming_buffer: int = _key(
+        50_000, "pairs read at a time when streaming: shuffled, and searched for duplicates, among themselves", least=2
+    )
     max_train_samples: int | None = _key(None, "use only so many training pairs", least=1)
     max_eval_samples: int | None = _key(None, "use only so many development pairs", least=1)
     max_predict_samples: int | None = _key(None, "use only so many test pairs", least=1)

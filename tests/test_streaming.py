@@ -25,6 +25,7 @@ from hf_mt import HfMtConfig, HfMtForConditionalGeneration
 from hf_mt.arguments import DataArguments, InputError, TranslationTrainingArguments
 from hf_mt.corpora import load_corpus, stream_pairs
 from hf_mt.data import prepare_data
+from hf_mt.dry_run import dry_run
 from hf_mt.experiment import parse_experiment
 from hf_mt.pair_stream import PairStream
 from hf_mt.streaming import POSITION, BatchStream, load_data
@@ -360,6 +361,12 @@ def test_a_finished_stream_takes_no_step_more(tokenizer: Any, tmp_path: Path) ->
         again = trainer(tmp_path / "run", data, tokenizer, max_steps=steps)
         again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-3"))
         assert again.state.global_step == taken
+
+
+def test_a_stream_can_be_rehearsed(tokenizer: Any, tmp_path: Path) -> None:
+    told = dry_run(trainer(tmp_path / "run", streamed(tmp_path, numbers(95)), tokenizer, max_steps=800))
+    assert "batches   as of the first pairs" in told and "the same scores" in told and "steps     800 of" in told
+    assert not list((tmp_path / "run").glob("*"))
 
 
 # --- the command
