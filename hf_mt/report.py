@@ -130,9 +130,11 @@ def _course(report: Report) -> str:
     histories = {name: run.log_history for name, run in report.runs.items() if run.log_history}
     if not histories:
         return ""
+    # a stream counts whole epochs only
+    in_epochs = any(row.get("epoch") for history in histories.values() for row in history)
     pictures = {
         f"by {unit}": report.picture(course_figure(histories, unit), f"course-by-{unit}")  # type: ignore[arg-type]
-        for unit in ("step", "epoch")
+        for unit in ("step", *["epoch"] * in_epochs)
     }
     return _tabs("course", pictures) + '<p class="soft">dotted: training; solid: development</p>'
 
