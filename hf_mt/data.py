@@ -330,7 +330,10 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokenised splits, and what is told about them. `sources` and `references` hold the texts of all but training."""
+    """Tokenised splits, and what is told about them. `sources` and `references` hold the texts of all but training.
+
+    Where training pairs are streamed, `train` is a `PairStream`, which counts what it reads by itself.
+    """
 
     train: Dataset | SegmentedPairs | None
     validation: Dataset | None

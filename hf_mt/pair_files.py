@@ -100,7 +100,7 @@ def _parquet_rows(path: Path, data: DataArguments) -> Iterator[dict[str, Any]]:
 
 
 def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where: str) -> Iterator[tuple[str, str]]:
-    """What `_select_pair` does to a table, row after row."""
+    """The two texts of each row, out of a `translation` object or out of two text columns."""
     for number, row in enumerate(rows):
         if data.source_column is None and "translation" in row:
             row = row["translation"] or {}
