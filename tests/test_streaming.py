@@ -103,10 +103,12 @@ def steps_of(data: DataArguments, tokenizer: Any, processes: int, parts: int, **
 def test_every_pair_is_read_once_a_pass_by_one_process(
     count: int, processes: int, tokenizer: Any, tmp_path: Path
 ) -> None:
-    if count < processes:
-        pytest.skip("refused")
     stream = PairStream(streamed(tmp_path, numbers(count)), tokenizer)
     ranks = [BatchStream(stream, layout(processes, rank, tokens=64 * processes)) for rank in range(processes)]
+    if count < processes:
+        with pytest.raises(InputError, match=f"There are {count} sentence pairs, fewer than the {processes} micro"):
+            next(iter(ranks[0]))
+        return
     for _ in range(2):
         shares = [Counter(pair for batch in one_pass(rank) for pair in batch) for rank in ranks]
         assert len(sum(shares, Counter())) == sum(sum(share.values()) for share in shares) == count
