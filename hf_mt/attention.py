@@ -23,8 +23,10 @@ class CrossAttention:
 
 
 @torch.no_grad()
-def cross_attention(translator: Translator, sources: Sequence[str], targets: Sequence[str]) -> list[CrossAttention]:
-    """Attention of each pair that the model has positions for, by a forward pass over the given targets.
+def cross_attention(
+    translator: Translator, sources: Sequence[str], targets: Sequence[str]
+) -> list[CrossAttention | None]:
+    """Attention of each pair, by a forward pass over the given targets; None where the model lacks positions for it.
 
     It takes the eager kernel; the one that the model had is set again afterwards.
     """
@@ -33,8 +35,8 @@ def cross_attention(translator: Translator, sources: Sequence[str], targets: Seq
     model.set_attn_implementation("eager")  # the only kernel that gives its weights
     rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
     limit = position_limit(model) or math.inf
-    pairs = [pair for pair in zip(*rows.values(), strict=True) if max(map(len, pair)) <= limit]
-    found = [_one(model, tokenizer, *pair) for pair in pairs]
+    pairs = zip(*rows.values(), strict=True)
+    found = [_one(model, tokenizer, *pair) if max(map(len, pair)) <= limit else None for pair in pairs]
     model.set_attn_implementation(before)
     return found
 

@@ -245,6 +245,10 @@ def _attention(report: Report) -> str:
         translator = Translator(run.folder, device="cpu", source_prefix=str(run.settings.get("source_prefix") or ""))
         places = report.sentences or range(1, len(pairs) + 1)
         for place, one in zip(places, cross_attention(translator, *zip(*pairs, strict=True)), strict=True):
+            if one is None and report.sentences:
+                raise InputError(f"sentence {place} has more tokens than the model has positions: choose another")
+            if one is None:
+                continue
             title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
     return _tabs("attention", pictures) if pictures else ""
