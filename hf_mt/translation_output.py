@@ -1,9 +1,9 @@
 """Translations as lines of a file: one for each line of the input, or a list of hypotheses with its number."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
-from hf_mt.hypotheses import Tally
+from hf_mt.hypotheses import Hypothesis, Tally
 from hf_mt.text_files import one_line, open_output
 from hf_mt.translation import Translator
 
@@ -45,10 +45,17 @@ def write_lines(
     """
     tally = Tally()
     stream = translator.translate_stream(lines, nbest=nbest, first_line=first_line, tally=tally, **options)
+    write_hypotheses(stream, file, tally, nbest=nbest, first_line=first_line)
+    return tally
+
+
+def write_hypotheses(
+    stream: Iterable[Sequence[Hypothesis]], file: BinaryIO, tally: Tally, *, nbest: int = 0, first_line: int = 1
+) -> None:
+    """Writes what `Translator.translate_stream` gives, as `write_lines` does, and counts line breaks in `tally`."""
     for index, hypotheses in enumerate(stream, first_line - 1):
         for hypothesis in hypotheses:
             text = one_line(hypothesis.text)
             tally.line_breaks += text != hypothesis.text
             line = f"{index} ||| {text} ||| {hypothesis.score:.6f}" if nbest else text
             file.write(f"{line}\n".encode())
-    return tally

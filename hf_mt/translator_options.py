@@ -8,6 +8,10 @@ from hf_mt.translation import LONG_LINES, Translator
 from hf_mt.translation_input import Source, open_source
 
 
+MODEL_OPTIONS = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
+SOURCE_OPTIONS = ("input", "dataset", "column", "split")
+
+
 def add_translator_options(parser: argparse.ArgumentParser) -> None:
     """Adds the model, and the keywords of `Translator`."""
     parser.add_argument("model", help="folder of a run or model, or a name on the Hub")
@@ -48,12 +52,11 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
 def source_from(args: dict[str, Any]) -> Source:
     """The input that the options ask for; they are taken out of `args`."""
-    return open_source(**{name: args.pop(name) for name in ("sentences", "input", "dataset", "column", "split")})
+    return open_source(args.pop("sentences"), **{name: args.pop(name) for name in SOURCE_OPTIONS})
 
 
 def translator_from(args: dict[str, Any]) -> Translator:
     """The translator that the options ask for; they are taken out of `args`."""
     processes = join_processes(args["device"])
     args["device"] = args["device"] or processes.device
-    names = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
-    return Translator(args.pop("model"), **{name: args.pop(name) for name in names})
+    return Translator(args.pop("model"), **{name: args.pop(name) for name in MODEL_OPTIONS})
