@@ -61,7 +61,13 @@ def _check_folder(folder: Path) -> None:
 
 
 def model_identity(name: str, model: PreTrainedModel) -> dict[str, str]:
-    """SHA-256 of each file of a local model that translations depend on, or name and commit of one on the Hub."""
+    """SHA-256 of each file of a local model that translations depend on, or name and commit of one on the Hub.
+
+    Raises:
+        InputError: It was made in memory, and has neither.
+    """
+    if not name:
+        raise InputError("a model that was made in memory can't be told from others: save it, and load it from there")
     folder = Path(name)
     if not folder.is_dir():
         return {"name": name, "commit": str(getattr(model.config, "_commit_hash", None))}

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from hf_mt.arguments import InputError
 from hf_mt.hypotheses import Hypothesis, Tally
 from hf_mt.shards import SHARD_SIZE
@@ -39,6 +41,7 @@ class ShardTranslator:
 
     @cached_property
     def translator(self) -> Translator:
+        transformers_logging.disable_progress_bar()
         return Translator(**self.model)
 
     @cached_property

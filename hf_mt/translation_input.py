@@ -84,16 +84,17 @@ class TextColumn:
 
     Args:
         name: On the Hub, or of a folder or file.
-        column: Which one.
+        column: Which one; `translation.en` is that in a column of dictionaries.
         split: Which one; needed where there are several.
+        config_name: Which configuration of a data set on the Hub; likewise.
 
     Raises:
         InputError: There is no such data set, split or column.
     """
 
-    def __init__(self, name: str, column: str, split: str | None = None):
+    def __init__(self, name: str, column: str, split: str | None = None, config_name: str | None = None):
         self.name, self.column = f"{name}, {column}", column
-        self.dataset = _load(name, split)
+        self.dataset = _load(name, split, config_name).flatten()
         if column not in self.dataset.column_names:
             found = ", ".join(self.dataset.column_names)
             raise InputError(f"{name} has no column {column!r}; it has {found}. Choose one with --column")
@@ -122,13 +123,13 @@ class TextColumn:
         return text
 
 
-def _load(name: str, split: str | None) -> Dataset:
+def _load(name: str, split: str | None, config_name: str | None) -> Dataset:
     path = Path(name)
     try:
         if path.is_file():
             loaded = load_dataset(_builder(path), data_files=name, **CSV if path.suffix == ".csv" else {})
         else:
-            loaded = load_dataset(name)
+            loaded = load_dataset(name, config_name)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"data set {name!r} can't be loaded, from here or from the Hub: {error}") from error
     return _choose_split(loaded, name, split)
@@ -158,6 +159,7 @@ def open_source(
     dataset: str | None = None,
     column: str | None = None,
     split: str | None = None,
+    dataset_config_name: str | None = None,
 ) -> Source:
     """The input that a command line names: sentences, `input` (a text, or "-"), or `dataset` with `column`.
 
@@ -168,10 +170,12 @@ def open_source(
     several = [name for name, value in given.items() if value]
     if len(several) > 1:
         raise InputError(f"{' and '.join(several)} are both given: keep one of them")
-    if bool(dataset) != bool(column) or (split and not dataset):
-        raise InputError("--dataset and --column go together, and --split is for them: give both, or neither")
+    if bool(dataset) != bool(column) or (not dataset and (split or dataset_config_name)):
+        raise InputError(
+            "--dataset and --column go together, and --split and --dataset_config_name are theirs: give both, or none"
+        )
     if dataset and column:
-        return TextColumn(dataset, column, split)
+        return TextColumn(dataset, column, split, dataset_config_name)
     if sentences:
         return Sentences(sentences, "the command line")
     if input in (None, "-"):

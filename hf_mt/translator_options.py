@@ -9,7 +9,7 @@ from hf_mt.translation_input import Source, open_source
 
 
 MODEL_OPTIONS = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
-SOURCE_OPTIONS = ("input", "dataset", "column", "split")
+SOURCE_OPTIONS = ("input", "dataset", "column", "split", "dataset_config_name")
 
 
 def add_translator_options(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the input, instead of sentences")
     group.add_argument("--input", help="UTF-8 text, a sentence a line; - (the default): standard input")
     group.add_argument("--dataset", help="file of JSONL, Parquet or CSV, folder, or name on the Hub")
-    group.add_argument("--column", help="its column of texts")
+    group.add_argument("--column", help="its column of texts; translation.en in one of dictionaries")
     group.add_argument("--split", help="its split, if it has several")
+    group.add_argument("--dataset_config_name", help="its configuration, on the Hub")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:

@@ -44,8 +44,9 @@ def main() -> None:
     quiet_libraries()
     args = vars(parse())
     source, translator = source_from(args), translator_from(args)
-    say = partial(PartialState().print, file=sys.stderr)
-    translate(translator, source, args.pop("output"), say=say, show_progress=sys.stderr.isatty(), **args)
+    processes = PartialState()
+    say, watched = partial(processes.print, file=sys.stderr), processes.is_main_process and sys.stderr.isatty()
+    translate(translator, source, args.pop("output"), say=say, show_progress=watched, **args)
 
 
 if __name__ == "__main__":

@@ -164,6 +164,12 @@ def test_shards_of_another_job_are_refused(
     assert {path.name: path.read_bytes() for path in (tmp_path / "output.shards").glob("*.*")} == before
 
 
+def test_a_model_made_in_memory_has_no_shards(source: TextFile, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="made in memory"):
+        translate(Translator(build("rope"), word_tokenizer()), source, str(tmp_path / "out"), shard_size=4, say=print)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_model_that_was_moved_is_the_same(
     translator: Translator, source: TextFile, tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +293,15 @@ def test_a_column_is_translated_as_lines_are(
         list(TextColumn(str(path), "id"))
 
 
+def test_a_column_of_dictionaries_has_columns(tmp_path: Path, hub_cache: None) -> None:
+    pairs = [{"en": f"w{number}", "de": "w9"} for number in range(4, 8)]
+    Dataset.from_dict({"translation": pairs}).to_json(tmp_path / "set.jsonl")
+    source = open_source(dataset=str(tmp_path / "set.jsonl"), column="translation.en")
+    assert list(source) == ["w4", "w5", "w6", "w7"]
+    with pytest.raises(InputError, match="no column 'translation'"):
+        open_source(dataset=str(tmp_path / "set.jsonl"), column="translation")
+
+
 def test_a_row_without_text_is_refused(tmp_path: Path, hub_cache: None) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("w4", None)))
@@ -302,6 +317,7 @@ def test_a_row_without_text_is_refused(tmp_path: Path, hub_cache: None) -> None:
         ({"dataset": "y"}, "--dataset and --column go together"),
         ({"column": "y"}, "--dataset and --column go together"),
         ({"input": "x", "split": "test"}, "go together"),
+        ({"input": "x", "dataset_config_name": "de-en"}, "go together"),
         ({"dataset": "someone/something", "column": "text"}, "can't be loaded"),
         ({"dataset": __file__, "column": "text"}, "is none of .jsonl"),
     ],
