@@ -164,7 +164,8 @@ class Job:
         return self.folder / f"{number:06}.txt"
 
     def _missing(self, survey: Survey) -> list[int]:
-        return [number for number in range(len(survey.places)) if not self._shard(number).is_file()]
+        present = {path.name for path in self.folder.iterdir()}
+        return [number for number in range(len(survey.places)) if self._shard(number).name not in present]
 
     def _progress(self, survey: Survey) -> str:
         missing, shards = len(self._missing(survey)), len(survey.places)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -327,11 +328,16 @@ def test_half_an_input_or_two_are_refused(given_options: dict[str, Any], message
         open_source(**given_options)
 
 
-def launch(folder: Path, *words: object, patch: str = "") -> subprocess.CompletedProcess[str]:
-    """Two processes of scripts/translate.py, after some lines that change it."""
+def write_program(folder: Path, patch: str) -> tuple[Path, dict[str, str]]:
+    """scripts/translate.py after some lines that change it, and its environment."""
     program = folder / "program.py"
     program.write_text(f"import os, runpy, signal\nfrom hf_mt import shards\n{patch}\n{RUN}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return program, {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def launch(folder: Path, *words: object, patch: str) -> subprocess.CompletedProcess[str]:
+    """Two processes, by the launcher."""
+    program, environment = write_program(folder, patch)
     launcher = [Path(sys.executable).with_name("accelerate"), "launch", "--quiet", "--config_file"]
     command = [*launcher, ROOT / "configs/accelerate/ddp_cpu.yaml", program, *words]
     return subprocess.run(
@@ -340,7 +346,7 @@ def launch(folder: Path, *words: object, patch: str = "") -> subprocess.Complete
 
 
 RUN = f"runpy.run_path({str(ROOT / 'scripts/translate.py')!r}, run_name='__main__')"
-# process 1 ends in the middle of its second shard; process 0 takes no second one before
+# process 1 ends in the middle of its second shard
 KILL = """
 import time
 write, begun = shards.write_lines, []
@@ -349,7 +355,7 @@ def kill(translator, lines, file, **options):
     if len(begun) > 1 and os.environ["RANK"] == "1":
         file.write(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60 if len(begun) > 1 else 0)
+    time.sleep(WAIT if len(begun) > 1 else 0)
     return write(translator, lines, file, **options)
 shards.write_lines = kill
 """
@@ -366,7 +372,7 @@ def test_two_processes_one_of_them_killed_and_one_afterwards_make_one_file(
 ) -> None:
     output, folder = tmp_path / "output", tmp_path / "output.shards"
     expected = at_once(translator, source, tmp_path)
-    done = launch(tmp_path, *words(saved, source, output), patch=KILL)
+    done = launch(tmp_path, *words(saved, source, output), patch=f"WAIT = 60  # for the launcher\n{KILL}")
     assert done.returncode != 0 and str(signal.SIGKILL.value) in done.stderr
     finished = sorted(folder.glob("*.txt"))
     assert 1 <= len(finished) < 11 and not output.exists()
@@ -381,6 +387,30 @@ def test_two_processes_one_of_them_killed_and_one_afterwards_make_one_file(
     assert output.read_bytes() == b"\n".join(lines)
 
 
+def test_a_process_that_died_is_not_waited_for(
+    translator: Translator, saved: Path, source: TextFile, tmp_path: Path
+) -> None:
+    """Without a launcher, which would end the others."""
+    output = tmp_path / "output"
+    program, environment = write_program(tmp_path, f"WAIT = 0.5\n{KILL}")
+    command = [sys.executable, program, *words(saved, source, output)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            list(map(str, command)),
+            env={**environment, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], errors
+    assert output.read_bytes() == at_once(translator, source, tmp_path) and not list(tmp_path.glob("*.shards"))
+
+
 def test_two_processes_end_what_one_began(
     translator: Translator, saved: Path, source: TextFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,7 +419,7 @@ def test_two_processes_end_what_one_began(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 2)
         translate(translator, source, str(output), shard_size=2, say=print, **parsed, **OPTIONS)
-    done = launch(tmp_path, *words(saved, source, output), patch=ALONE)
+    done = launch(tmp_path, *words(saved, source, output), patch=MARK)
     assert done.returncode == 0, done.stderr[-3000:]
     assert output.read_bytes() == at_once(translator, source, tmp_path)
     assert done.stdout == "" and done.stderr.count("2 of 11 shards are done, 9 to do") == 1
@@ -397,11 +427,12 @@ def test_two_processes_end_what_one_began(
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}, "both worked"
 
 
-ALONE = """
-import pathlib
+MARK = """
+import pathlib, time
 write = shards.write_lines
 def mark(translator, lines, file, **options):
     pathlib.Path(__file__).with_name("rank" + os.environ["RANK"]).touch()
+    time.sleep(0.3)
     return write(translator, lines, file, **options)
 shards.write_lines = mark
 """
