@@ -13,10 +13,12 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from accelerate import PartialState
 
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,16 @@ def prepare_hardware(cpu_threads: int | None = None) -> None:
     if cpu_threads is not None or not torch.accelerator.is_available():
         torch.set_num_threads(cpu_threads or max(1, available_cores() // processes))
     keep_freed_memory()
+
+
+def join_processes(device: str | None = None) -> PartialState:
+    """This process among those that the launcher started, with its own accelerator, or `cpu` for all of them.
+
+    Without an accelerator accelerate has to be told that it is so, or each process believes that it is alone. The
+    others may wait for the first one for a day: it may have a long input to read.
+    """
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def available_cores() -> int:

@@ -7,6 +7,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -182,10 +183,15 @@ def epoch_line(
 
 
 def quiet_libraries() -> None:
-    """Leaves the terminal to us: no bars of transformers, and those of datasets only where somebody watches."""
+    """Leaves the terminal to us: no bars of transformers, and those of datasets only where somebody watches; warnings
+    from the first process of a machine alone.
+    """
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     transformers_logging.disable_progress_bar()
-    if not sys.stderr.isatty():
+    if not (first and sys.stderr.isatty()):
         datasets.disable_progress_bars()
+    if not first:
+        transformers_logging.set_verbosity_error()
 
 
 def _quality(numbers: Mapping[str, float]) -> str:

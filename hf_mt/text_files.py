@@ -16,13 +16,13 @@ from typing import BinaryIO
 from hf_mt.arguments import InputError
 
 
-def read_stream(file: BinaryIO, name: str) -> Iterator[str]:
+def read_stream(file: BinaryIO, name: str, first_line: int = 1) -> Iterator[str]:
     """Lines as they are needed, of UTF-8 text; `\\n` or `\\r\\n` ends one, nothing else does.
 
     Raises:
         InputError: A line isn't UTF-8 or contains NUL.
     """
-    for number, raw in enumerate(file, 1):
+    for number, raw in enumerate(file, first_line):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         try:
             text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")

@@ -1,51 +1,36 @@
 """Translation of text with any encoder-decoder model of transformers, ours or not.
 
 - Sentences are sorted by length and batched by tokens; results come in input order and don't depend on the batches.
-- Nothing is cut: a sentence that the model has no positions for is refused with its line number.
-- A local folder is read without the network.
+- Nothing is cut: a line that the model has no positions for is refused with its number, or split at the ends of its
+  sentences (`hf_mt.sentences`), which are translated together as far as they fit.
 """
 
-import logging
-import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.arguments import InputError
 from hf_mt.generation import GeneratedBatch, generate_batch, is_search, length_limits, position_limit
 from hf_mt.hardware import side_by_side
-from hf_mt.text_files import one_line, open_output
+from hf_mt.hypotheses import Hypothesis, Tally, join_parts
+from hf_mt.loading import choose_languages, dtype_of, load
+from hf_mt.sentences import pack
 
 
 __all__ = ["GeneratedBatch", "Hypothesis", "Translator", "generate_batch", "length_limits", "position_limit"]
 
-logger = logging.getLogger(__name__)
-
-WEIGHTS = re.compile(r"(pytorch_)?model.*\.(safetensors|bin|index\.json)")
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A translation, its score (log-probability / length ** length_penalty; None if not asked for), and its ending.
-
-    `finished` is False for a translation that was cut at its length limit.
-    """
-
-    text: str
-    score: float | None
-    finished: bool
+LONG_LINES = ("refuse", "split")
 
 
 class Translator:
@@ -80,12 +65,12 @@ class Translator:
         target_lang: str | None = None,
     ):
         if isinstance(model, (str, PathLike)):
-            model, loaded = _load(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+            model, loaded = load(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
             tokenizer = tokenizer or loaded
             device = device or torch.accelerator.current_accelerator() or "cpu"
         if tokenizer is None:
             raise InputError("a model object comes without its tokenizer: Translator(model, tokenizer)")
-        asked = {"device": device, "dtype": _dtype(dtype)}
+        asked = {"device": device, "dtype": dtype_of(dtype)}
         self.model = model.to(**{name: value for name, value in asked.items() if value is not None})
         self.tokenizer = tokenizer
         self.source_prefix = source_prefix
@@ -103,19 +88,8 @@ class Translator:
         Raises:
             InputError: The tokenizer knows no languages, or not this one.
         """
-        if not hasattr(self.tokenizer, "src_lang"):
-            raise InputError(
-                f"{type(self.tokenizer).__name__} knows no languages (found source_lang={source_lang!r}, "
-                f"target_lang={target_lang!r}): leave them out, or choose the language by source_prefix"
-            )
-        if source_lang is not None:
-            self.tokenizer.src_lang = _language_token(self.tokenizer, source_lang)[0]
-        if target_lang is not None:
-            start = self.model.generation_config.decoder_start_token_id
-            specials = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-            # mBART's first version starts with the language itself, all others with a token of no language
-            option = "forced_bos_token_id" if start in specials else "decoder_start_token_id"
-            self.language_options = {option: _language_token(self.tokenizer, target_lang)[1]}
+        chosen = choose_languages(self.model, self.tokenizer, source_lang, target_lang)
+        self.language_options = chosen or self.language_options
 
     def __call__(
         self,
@@ -136,13 +110,14 @@ class Translator:
             **options: Those of `translate_stream`.
 
         Raises:
-            InputError: A sentence has more tokens than the model has positions.
+            InputError: A line, or with `long_lines="split"` a sentence of it, has more tokens than may be.
         """
         texts = [sentences] if isinstance(sentences, str) else sentences
         with _progress(show_progress, len(texts)) as advance:
             hypotheses = self._translate(
                 texts, num_beams=num_beams, num_return_sequences=num_return_sequences, advance=advance, **options
             )
+        _warn_of(hypotheses)
         if num_return_sequences > 1:
             several = [[hypothesis.text for hypothesis in best] for best in hypotheses]
             return several[0] if isinstance(sentences, str) else several
@@ -165,12 +140,14 @@ class Translator:
             n: Hypotheses a sentence; beams are at least as many.
             num_beams: The model's own setting if None.
             show_progress: Whether to show a bar on stderr.
-            **options: Those of `translate_stream`.
+            **options: Those of `translate_stream`, but for `long_lines="split"`: lists of parts don't make a list.
         """
         with _progress(show_progress, len(sentences)) as advance:
-            return self._translate(
+            hypotheses = self._translate(
                 sentences, num_beams=num_beams, num_return_sequences=n, return_scores=True, advance=advance, **options
             )
+        _warn_of(hypotheses)
+        return hypotheses
 
     def translate_stream(
         self,
@@ -178,6 +155,8 @@ class Translator:
         *,
         nbest: int = 0,
         block_size: int = 2000,
+        first_line: int = 1,
+        tally: Tally | None = None,
         show_progress: bool = False,
         **options: Any,
     ) -> Iterator[list[Hypothesis]]:
@@ -187,23 +166,48 @@ class Translator:
             lines: Any number of sentences.
             nbest: Hypotheses a line, with scores; 0: one without.
             block_size: Lines read ahead and sorted by length together.
+            first_line: Number of the first line in messages.
+            tally: Counts the lines; without one, what it would say is logged at the end.
             show_progress: Whether to count lines on stderr.
             **options: `num_beams`, `length_penalty`, `tokens_per_batch` (padded source tokens times beams, 16384),
                 `max_length_a` and `max_length_b` (limits of `length_limits`), `max_new_tokens` (one limit for all),
-                and options of `generate`.
+                `max_source_tokens` (the most tokens of a line; by default the positions of the encoder, if it has a
+                table of them), `long_lines` ("refuse", the default, or "split"), and options of `generate`.
         """
-        lines, first = iter(lines), 1
+        lines, counted = iter(lines), Tally() if tally is None else tally
         with _progress(show_progress, None) as advance:
             while block := list(islice(lines, block_size)):
-                yield from self._translate(
+                for hypotheses in self._translate(
                     block,
                     num_return_sequences=nbest or 1,
                     return_scores=nbest != 0,
-                    first_line=first,
+                    first_line=first_line,
                     advance=advance,
                     **options,
-                )
-                first += len(block)
+                ):
+                    counted.add(hypotheses)
+                    yield hypotheses
+                first_line += len(block)
+        if tally is None:
+            counted.warn()
+
+    def check_lines(
+        self,
+        lines: Iterable[str],
+        *,
+        max_source_tokens: int | None = None,
+        long_lines: Literal["refuse", "split"] = "refuse",
+    ) -> None:
+        """Reads all lines and looks for those that would be refused; arguments as for `translate_stream`.
+
+        Raises:
+            InputError: There is one.
+        """
+        limit, lines, first = self._limit(max_source_tokens), iter(lines), 1
+        while block := list(islice(lines, 2000)):
+            if limit is not None:
+                self._encode(block, first, limit, long_lines == "split")
+            first += len(block)
 
     def _translate(
         self,
@@ -218,36 +222,40 @@ class Translator:
         max_length_a: float = 2.0,
         max_length_b: int = 20,
         max_new_tokens: int | None = None,
+        max_source_tokens: int | None = None,
+        long_lines: Literal["refuse", "split"] = "refuse",
         **generation: Any,
     ) -> list[list[Hypothesis]]:
         _check_counts(num_beams=num_beams, num_return_sequences=num_return_sequences, max_new_tokens=max_new_tokens)
+        _check_long_lines(long_lines, several=num_return_sequences > 1 or return_scores)
         if max_new_tokens is not None:
             max_length_a, max_length_b = 0.0, max_new_tokens
         beams = num_beams or self.model.generation_config.num_beams or 1
         if not generation.get("do_sample"):
             beams = max(beams, num_return_sequences)
-        encoded = self._encode(sentences, first_line)
-        results = [[Hypothesis("", 0.0, True)] for _ in sentences]
-        advance(len(sentences) - len(encoded))
+        lines, rows = self._encode(sentences, first_line, self._limit(max_source_tokens), long_lines == "split")
+        parts: list[list[Hypothesis]] = [[]] * len(rows)
+        waiting = Counter(lines)
+        advance(len(sentences) - len(waiting))
         was_training = self.model.training
         self.model.eval()
         try:
-            batches = list(_token_batches(encoded, tokens_per_batch // max(beams, num_return_sequences)))
+            batches = list(_token_batches(rows, tokens_per_batch // max(beams, num_return_sequences)))
             options = {"num_beams": beams, "num_return_sequences": num_return_sequences, **generation}
             lengths = (max_length_a, max_length_b)
 
             def translate(numbers: list[int]) -> GeneratedBatch:
-                return self._generate([encoded[number] for number in numbers], lengths, return_scores, options)
+                return self._generate([rows[number] for number in numbers], lengths, return_scores, options)
 
             run = side_by_side if self._may_share(generation) else map
             for numbers, batch in zip(batches, run(translate, batches), strict=True):
                 for number, best in zip(numbers, self._hypotheses(batch, num_return_sequences), strict=True):
-                    results[number] = best
-                advance(len(numbers))
+                    parts[number] = best
+                waiting.subtract(lines[number] for number in numbers)
+                advance(sum(not waiting[line] for line in {lines[number] for number in numbers}))
         finally:
             self.model.train(was_training)
-        _warn_of_unfinished(results)
-        return results
+        return _by_line(len(sentences), lines, parts)
 
     @torch.inference_mode()
     def _generate(
@@ -265,21 +273,39 @@ class Translator:
         """Whether batches may run in threads: on a processor, and by our own search, which shares nothing."""
         return self.model.device.type == "cpu" and is_search(self.model, {**self.language_options, **generation})
 
-    def _encode(self, sentences: Sequence[str], first_line: int) -> dict[int, list[int]]:
-        """Tokens of the sentences that aren't blank, by position in the list."""
+    def _limit(self, max_source_tokens: int | None) -> int | None:
+        """The most tokens of a row: what is asked for, which is no more than the model has positions for."""
+        positions = position_limit(self.model.get_encoder())
+        if max_source_tokens is None:
+            return positions
+        least = len(self._tokenize([""])[0]) + 1
+        if max_source_tokens < least or (positions is not None and max_source_tokens > positions):
+            most = "" if positions is None else f" and at most {positions}, for which the model has positions"
+            raise InputError(f"max_source_tokens is {max_source_tokens}; it must be at least {least}{most}")
+        return max_source_tokens
+
+    def _encode(
+        self, sentences: Sequence[str], first_line: int, limit: int | None, split: bool
+    ) -> tuple[list[int], list[list[int]]]:
+        """Places of the lines that aren't blank, and their tokens; a line in parts is there several times."""
         numbers = [number for number, sentence in enumerate(sentences) if sentence.strip()]
-        if not numbers:
-            return {}
-        texts = [self.source_prefix + sentences[number] for number in numbers]
-        encoded = dict(zip(numbers, self.tokenizer(texts, verbose=False)["input_ids"], strict=True))
-        limit = position_limit(self.model.get_encoder())
-        for number, tokens in encoded.items():
+        lines, rows = [], []
+        for number, tokens in zip(numbers, self._tokenize([sentences[number] for number in numbers]), strict=True):
+            parts = [tokens]
             if limit is not None and len(tokens) > limit:
-                raise InputError(
-                    f"line {first_line + number} has {len(tokens)} tokens, but the model has positions for {limit}: "
-                    "split it into sentences, or use a model without that limit"
-                )
-        return encoded
+                parts = self._split(sentences[number], limit) if split else parts
+                _check_fit(f"line {first_line + number}", parts, limit, split)
+            lines += [number] * len(parts)
+            rows += parts
+        return lines, rows
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        prefixed = [self.source_prefix + text for text in texts]
+        return self.tokenizer(prefixed, verbose=False)["input_ids"] if prefixed else []
+
+    def _split(self, text: str, limit: int) -> list[list[int]]:
+        """Tokens of the pieces of a long line."""
+        return self._tokenize(pack(text, limit, lambda piece: len(self._tokenize([piece])[0])))
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """(B, S) tokens and mask on the model's device."""
@@ -301,24 +327,54 @@ def _check_counts(**counts: int | None) -> None:
             raise InputError(f"{name} is {count}; it must be 1 or more")
 
 
-def _token_batches(encoded: dict[int, list[int]], budget: int) -> Iterator[list[int]]:
+def _check_long_lines(long_lines: str, several: bool) -> None:
+    if long_lines not in LONG_LINES:
+        raise InputError(f"long_lines is {long_lines!r}; it must be {' or '.join(LONG_LINES)}")
+    if long_lines == "split" and several:
+        raise InputError(
+            "long_lines is 'split' and several translations or scores are asked for: those of parts can't be put "
+            "together; leave out one of the two"
+        )
+
+
+def _check_fit(line: str, parts: Sequence[Sequence[int]], limit: int, split: bool) -> None:
+    longest = max(map(len, parts))
+    if longest <= limit:
+        return
+    if split:
+        raise InputError(
+            f"{line} has a sentence of {longest} tokens, but the limit is {limit}: shorten it, or use a model without "
+            "that limit"
+        )
+    raise InputError(
+        f"{line} has {longest} tokens, but the limit is {limit}: split it into sentences, as long_lines 'split' "
+        "does, or use a model without that limit"
+    )
+
+
+def _token_batches(rows: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     """Batches of at most `budget` padded tokens, longest sentences first; a longer sentence has a batch of its own."""
-    numbers = sorted(encoded, key=lambda number: len(encoded[number]), reverse=True)
+    numbers = sorted(range(len(rows)), key=lambda number: len(rows[number]), reverse=True)
     while numbers:
-        size = max(1, budget // len(encoded[numbers[0]]))
+        size = max(1, budget // len(rows[numbers[0]]))
         yield numbers[:size]
         numbers = numbers[size:]
 
 
-def _warn_of_unfinished(results: Sequence[Sequence[Hypothesis]]) -> None:
-    cut = sum(not best[0].finished for best in results)
-    if cut:
-        logger.warning(
-            "%d of %d translations were stopped at their length limit before an end of sentence: the model repeats "
-            "itself or is hardly trained; if they are good, raise max_length_a or max_length_b",
-            cut,
-            len(results),
-        )
+def _by_line(count: int, lines: Sequence[int], parts: Sequence[list[Hypothesis]]) -> list[list[Hypothesis]]:
+    """Hypotheses of each line, from those of its parts, which follow each other; an empty one for a blank line."""
+    found: dict[int, list[list[Hypothesis]]] = {}
+    for line, best in zip(lines, parts, strict=True):
+        found.setdefault(line, []).append(best)
+    several = (found.get(line, [[Hypothesis("", 0.0, True)]]) for line in range(count))
+    return [best[0] if len(best) == 1 else [join_parts([part[0] for part in best])] for best in several]
+
+
+def _warn_of(results: Iterable[Sequence[Hypothesis]]) -> None:
+    tally = Tally()
+    for hypotheses in results:
+        tally.add(hypotheses)
+    tally.warn()
 
 
 @contextmanager
@@ -327,74 +383,3 @@ def _progress(show: bool, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(file=sys.stderr), disable=not show) as progress:
         task = progress.add_task("translating", total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-def _load(name: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a local folder, without the network, or of the Hub."""
-    folder = Path(name)
-    if folder.exists():
-        _check_folder(folder)
-    dtype = _dtype(options.pop("dtype"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=folder.exists(), **options)
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            name, local_files_only=folder.exists(), dtype=dtype or "auto", **options
-        )
-    except (OSError, ValueError) as error:
-        where = "can't be loaded" if folder.exists() else "is no folder here, and can't be loaded from the Hub"
-        raise InputError(f"model {name!r} {where}: {error}") from error
-    return model, tokenizer
-
-
-def _check_folder(folder: Path) -> None:
-    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    missing = [] if "config.json" in present else ["config.json"]
-    if not any(WEIGHTS.fullmatch(name) for name in present):
-        missing.append("weights (model.safetensors)")
-    if missing:
-        inside = ", ".join(present) or "nothing"
-        raise InputError(f"{folder} lacks {' and '.join(missing)}; in it: {inside}. Name a folder with a saved model")
-
-
-def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[str, int]:
-    """Code and token id of a language: `fra_Latn`, or the beginning of exactly one code (`fr` for `fr_XX`).
-
-    M2M100 writes the token of `fr` as `__fr__`.
-    """
-    vocabulary, specials = tokenizer.get_vocab(), tokenizer.all_special_tokens
-    named = [token for token in (language, f"__{language}__") if token in specials]
-    named = named or [token for token in specials if token.split("_")[0] == language]
-    if len(named) != 1:
-        known = ", ".join(token.strip("_") for token in specials if "_" in token)
-        raise InputError(f"{type(tokenizer).__name__} has no language {language!r}, or several; it has {known}")
-    return named[0].strip("_"), vocabulary[named[0]]
-
-
-def write_translations(
-    translator: Translator, lines: Iterable[str], output: str, *, nbest: int = 0, **options: Any
-) -> None:
-    """Writes one line for each line, or with `nbest` its hypotheses as `index ||| hypothesis ||| score`, from 0.
-
-    A line break that a model writes becomes a space, and is reported.
-
-    Args:
-        translator: Translates.
-        lines: Sentences.
-        output: A file, which appears once it is whole, or "-" for standard output, written block by block.
-        nbest: Hypotheses for each line; 0: the translation alone.
-        **options: Those of `Translator.translate_stream`.
-    """
-    breaks = 0
-    with open_output(output) as file:
-        for index, hypotheses in enumerate(translator.translate_stream(lines, nbest=nbest, **options)):
-            for hypothesis in hypotheses:
-                text = one_line(hypothesis.text)
-                breaks += text != hypothesis.text
-                line = f"{index} ||| {text} ||| {hypothesis.score:.6f}" if nbest else text
-                file.write(f"{line}\n".encode())
-    if breaks:
-        logger.warning("%d translations had line breaks in them, which became spaces", breaks)

@@ -1,52 +1,52 @@
-"""Translates sentences with a trained model: from the command line, a file, or standard input, line by line.
+"""Translates sentences with a trained model: given ones, a file, a data set, or standard input, line by line.
 
     python scripts/translate.py runs/quickstart "A dog runs." "Two men talk."
     python scripts/translate.py runs/quickstart --input test.en --output test.de --num_beams 5
+    accelerate launch scripts/translate.py runs/quickstart --input big.en --output big.de
 
-Standard output carries translations alone, progress and warnings go to standard error.
+Several processes share the input in shards, and a job that was interrupted goes on when it is started again, with as
+many processes as you like. Standard output carries translations alone, progress and warnings go to standard error.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable
+from functools import partial
 
-from hf_mt.arguments import InputError
+from accelerate import PartialState
+
 from hf_mt.experiment import run_script
+from hf_mt.hardware import prepare_hardware
 from hf_mt.progress import quiet_libraries
-from hf_mt.text_files import read_stream
-from hf_mt.translation import write_translations
-from hf_mt.translator_options import add_translator_options, translator_from
+from hf_mt.shards import translate
+from hf_mt.translator_options import (
+    add_input_options,
+    add_search_options,
+    add_translator_options,
+    source_from,
+    translator_from,
+)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add_translator_options(parser)
     parser.add_argument("sentences", nargs="*", help="sentences to translate, instead of --input")
-    parser.add_argument("--input", default="-", help="UTF-8 text, a sentence a line; - (the default): standard input")
-    parser.add_argument("--output", default="-", help="where to write; - (the default): standard output")
-    parser.add_argument("--num_beams", type=int, help="beam size; default: that of the model")
-    parser.add_argument("--length_penalty", type=float, help="above 1 favours longer translations in beam search")
+    add_input_options(parser)
+    add_search_options(parser)
     parser.add_argument("--nbest", type=int, default=0, help="hypotheses a line, as: index ||| hypothesis ||| score")
-    parser.add_argument("--max_length_a", type=float, default=2.0, help="a translation has at most a * source tokens")
-    parser.add_argument("--max_length_b", type=int, default=20, help="+ b tokens")
-    parser.add_argument("--tokens_per_batch", type=int, default=16384, help="padded source tokens times beams")
+    parser.add_argument("--output", default="-", help="where to write; - (the default): standard output")
+    parser.add_argument("--shard_size", type=int, help="lines of a shard; default: 20000 for several processes")
     return parser.parse_intermixed_args()  # options may stand before the sentences
 
 
-def read_input(name: str) -> Iterable[str]:
-    try:
-        return read_stream(sys.stdin.buffer, "standard input") if name == "-" else read_stream(open(name, "rb"), name)
-    except OSError as error:
-        raise InputError(f"{name} can't be read: {error.strerror}") from error
-
-
 def main() -> None:
+    prepare_hardware()
     quiet_libraries()
     args = vars(parse())
-    lines = args.pop("sentences") or read_input(args["input"])
-    del args["input"]
-    translator = translator_from(args)
-    write_translations(translator, lines, args.pop("output"), show_progress=sys.stderr.isatty(), **args)
+    source, translator = source_from(args), translator_from(args)
+    processes = PartialState()
+    say, watched = partial(processes.print, file=sys.stderr), processes.is_main_process and sys.stderr.isatty()
+    translate(translator, source, args.pop("output"), say=say, show_progress=watched, **args)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ corpora: cldr pair_files corpora
 tokenization: tokenization
 data: batching data data_table pair_stream streaming
 model: model
-translation: hardware search generation translation translator_options
+translation: hardware search generation loading sentences hypotheses translation
+large translations: translation_output translation_input shards translator_options ray_job
 training: models losses optimizer averaging tracking progress interruption checkpoints non_finite
 training+: evaluation_loop training dry_run
 evaluation: environment scores slices significance scoring comet evaluation results

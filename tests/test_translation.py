@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import MODELS, POSITIONS, SENTENCES, SIZES, build, logged, word_tokenizer
+from tokenizers import normalizers, pre_tokenizers
 from transformers import MarianConfig, MarianMTModel, NllbTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mt import InputError
 from hf_mt.generation import GeneratedBatch, generate_batch, position_limit
-from hf_mt.translation import Translator, _token_batches, write_translations
+from hf_mt.translation import Translator, _token_batches
+from hf_mt.translation_output import write_translations
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,75 @@ def test_models_without_a_table_take_any_length(name: str, tokenizer: PreTrained
     assert len(translator([" ".join(["w7"] * 2 * POSITIONS)], max_new_tokens=2 * POSITIONS)) == 1
 
 
+SHORT, LONG = "W4 w9.", "W7 w8. W5 w6 w4. W9! w7 w7 w7"
+
+
+@pytest.fixture
+def stops() -> PreTrainedTokenizerFast:
+    """Words, whatever their case, and marks are tokens: a sentence `w4 w9.` has four with `</s>`."""
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def test_a_long_line_is_split_at_its_sentences_and_reported(
+    marian: PreTrainedModel, stops: PreTrainedTokenizerFast, messages: list[str]
+) -> None:
+    translator = Translator(marian, stops)
+    options = {"max_source_tokens": 8, "max_new_tokens": 6, "long_lines": "split"}
+    parts = ["W7 w8. W5 w6 w4.", "W9! w7 w7 w7"]
+    assert [len(row) for row in translator._tokenize(parts)] == [8, 6]
+    lines = [SHORT, LONG, "", SHORT]
+    translations = translator(lines, **options)
+    assert [message for message in messages if "split" in message] == [
+        "1 of 4 lines were too long and were split into sentences"
+    ]
+    single = translator([SHORT, *parts], max_new_tokens=6)
+    assert translations == [single[0], f"{single[1]} {single[2]}", "", single[0]]
+    stream = [best[0] for best in translator.translate_stream(lines, block_size=1, **options)]
+    assert [hypothesis.text for hypothesis in stream] == translations
+    assert [hypothesis.parts for hypothesis in stream] == [1, 2, 1, 1]
+    assert translations != translator(lines, max_new_tokens=6), "control: whole lines have other translations"
+
+
+def test_what_cannot_be_split_is_refused(marian: PreTrainedModel, stops: PreTrainedTokenizerFast) -> None:
+    translator = Translator(marian, stops)
+    with pytest.raises(InputError, match="line 2 has 13 tokens, but the limit is 12: .*split"):
+        translator([SHORT, LONG], max_source_tokens=12)
+    with pytest.raises(InputError, match="line 3 has a sentence of 6 tokens, but the limit is 5"):
+        list(translator.translate_stream([SHORT, "", LONG], max_source_tokens=5, long_lines="split", block_size=2))
+    with pytest.raises(InputError, match="line 2 has a sentence of 30 tokens, but the limit is 24"):
+        translator([SHORT, "w4 " * 29], long_lines="split")
+    with pytest.raises(InputError, match="line 2"):
+        translator.check_lines([SHORT, LONG], max_source_tokens=12)
+    translator.check_lines([SHORT, LONG], max_source_tokens=12, long_lines="split")
+    for wrong in ({"max_source_tokens": 25}, {"max_source_tokens": 1}, {"long_lines": "cut"}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
+            translator([SHORT], **wrong)
+    with pytest.raises(InputError, match="parts can't be put together"):
+        translator.nbest([SHORT], 2, long_lines="split")
+    with pytest.raises(InputError, match="parts can't be put together"):
+        translator([SHORT], num_return_sequences=2, long_lines="split")
+    assert len(Translator(build("rope"), stops)([LONG * 3], long_lines="split", max_new_tokens=3)) == 1
+
+
+LINES = st.lists(st.sampled_from([SHORT, LONG, "", "  ", "w4\u2028w5.", "\u2028", "w8\x85w9", *SENTENCES]), max_size=7)
+
+
+@given(lines=LINES, block_size=st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_lines_stay_what_and_where_they_are(lines: list[str], block_size: int) -> None:
+    translator = Translator(MODELS["rope"][-1]().double(), word_tokenizer())
+    options = {"max_new_tokens": 3, "block_size": block_size}
+    found = [best[0].text for best in translator.translate_stream(lines, **options)]
+    assert found == [translator(line, max_new_tokens=3) for line in lines]
+    split = translator.translate_stream(lines, long_lines="split", max_source_tokens=30, **options)
+    assert [best[0].text for best in split] == found
+    turned = translator(lines[::-1], max_new_tokens=3)
+    assert turned == found[::-1] and (turned != found or found == found[::-1]), "control: the order shows"
+
+
 def test_order_is_kept_and_blank_lines_stay_blank(marian: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     translator = Translator(marian, tokenizer)
     lines = [SENTENCES[2], "", SENTENCES[1], "  \t", SENTENCES[0], "\n", SENTENCES[4]]
@@ -87,9 +158,9 @@ def test_blank_lines_never_reach_the_model(
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 100))
 @settings(max_examples=50, deadline=None)
 def test_batches_cover_every_sentence_within_the_budget(lengths: list[int], budget: int) -> None:
-    encoded = {2 * number: [7] * length for number, length in enumerate(lengths)}
+    encoded = [[7] * length for length in lengths]
     batches = list(_token_batches(encoded, budget))
-    assert sorted(number for numbers in batches for number in numbers) == sorted(encoded)
+    assert sorted(number for numbers in batches for number in numbers) == list(range(len(encoded)))
     for numbers in batches:
         longest = max(len(encoded[number]) for number in numbers)
         assert len(numbers) == 1 or len(numbers) * longest <= budget
@@ -210,7 +281,7 @@ def test_multilingual_tokenizers_get_both_languages(tokenizer: PreTrainedTokeniz
     ids = {code: languages.convert_tokens_to_ids(code) for code in ("eng_Latn", "fra_Latn", "deu_Latn")}
     model = MarianMTModel(MarianConfig(**SIZES | {"pad_token_id": 1, "bos_token_id": 0}, decoder_start_token_id=2))
     translator = Translator(model, languages, source_lang="eng_Latn", target_lang="fra_Latn")
-    assert translator._encode(["a b"], 1)[0][0] == ids["eng_Latn"] != ids["deu_Latn"]
+    assert translator._tokenize(["a b"])[0][0] == ids["eng_Latn"] != ids["deu_Latn"]
     assert translator.language_options == {"forced_bos_token_id": ids["fra_Latn"]}
     assert translator.nbest(["a b"], 2)[0][0].score < 0
 
@@ -291,6 +362,15 @@ def test_script_translates_sentences_files_and_streams_alike(saved: Path, script
     assert script(*common, "--input", source, "--output", target)[:2] == (0, "")
     assert target.read_text("utf-8") == expected != script(*common, "--", *lines[::-1])[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_script_splits_long_lines_and_says_so(saved: Path, script: Run, messages: list[str]) -> None:
+    common = (saved, "--device", "cpu", "--max_source_tokens", 6, "--", "W4 w5 w6? W7 w8 w9!", "w4", "")
+    code, out, err = script("--long_lines", "split", *common)
+    assert (code, out.count("\n")) == (0, 3) and any("1 of 3 lines were too long" in message for message in messages)
+    code, out, err = script(*common)
+    assert (code, out) == (2, "") and "line 1 has 7 tokens, but the limit is 6" in err
+    assert script("--long_lines", "cut", *common)[0] == 2
 
 
 def test_script_writes_nbest_lists(saved: Path, script: Run) -> None:

@@ -1,0 +1,118 @@
+"""A saved model with its tokenizer, which model that is, and the languages that a multilingual one knows.
+
+- A local folder is read without the network.
+- The identity of a model is that of its files, or of its commit on the Hub; where the folder lies doesn't matter.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mt.arguments import InputError
+
+
+WEIGHTS = re.compile(r"(pytorch_)?model.*\.(safetensors|bin|index\.json)")
+# what a translation depends on, of all that a run folder holds
+READ = re.compile(
+    rf"{WEIGHTS.pattern}|(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|vocab.*|merges)\.\w+"
+    r"|.*\.(py|spm|model)"
+)
+
+
+def load(
+    name: str, *, dtype: str | torch.dtype | None, revision: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a local folder, without the network, or of the Hub.
+
+    Raises:
+        InputError: There is no such model, or the folder lacks its files.
+    """
+    folder = Path(name)
+    if folder.exists():
+        _check_folder(folder)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options["local_files_only"] = folder.exists()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=dtype_of(dtype) or "auto", **options)
+    except (OSError, ValueError) as error:
+        where = "can't be loaded" if folder.exists() else "is no folder here, and can't be loaded from the Hub"
+        raise InputError(f"model {name!r} {where}: {error}") from error
+    return model, tokenizer
+
+
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype that has this name."""
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _check_folder(folder: Path) -> None:
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    missing = [] if "config.json" in present else ["config.json"]
+    if not any(WEIGHTS.fullmatch(name) for name in present):
+        missing.append("weights (model.safetensors)")
+    if missing:
+        inside = ", ".join(present) or "nothing"
+        raise InputError(f"{folder} lacks {' and '.join(missing)}; in it: {inside}. Name a folder with a saved model")
+
+
+def model_identity(name: str, model: PreTrainedModel) -> dict[str, str]:
+    """SHA-256 of each file of a local model that translations depend on, or name and commit of one on the Hub.
+
+    Raises:
+        InputError: It was made in memory, and has neither.
+    """
+    if not name:
+        raise InputError("a model that was made in memory can't be told from others: save it, and load it from there")
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name, "commit": str(getattr(model.config, "_commit_hash", None))}
+    files = sorted(path for path in folder.iterdir() if READ.fullmatch(path.name) and path.is_file())
+    return {path.name: _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def choose_languages(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None
+) -> dict[str, int]:
+    """Sets the source language of a tokenizer, and gives the options of `generate` for the target; None changes none.
+
+    Raises:
+        InputError: The tokenizer knows no languages, or not this one.
+    """
+    if not hasattr(tokenizer, "src_lang"):
+        raise InputError(
+            f"{type(tokenizer).__name__} knows no languages (found source_lang={source_lang!r}, "
+            f"target_lang={target_lang!r}): leave them out, or choose the language by source_prefix"
+        )
+    if source_lang is not None:
+        tokenizer.src_lang = _language_token(tokenizer, source_lang)[0]
+    if target_lang is None:
+        return {}
+    start = model.generation_config.decoder_start_token_id
+    specials = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    # mBART's first version starts with the language itself, all others with a token of no language
+    option = "forced_bos_token_id" if start in specials else "decoder_start_token_id"
+    return {option: _language_token(tokenizer, target_lang)[1]}
+
+
+def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[str, int]:
+    """Code and token id of a language: `fra_Latn`, or the beginning of exactly one code (`fr` for `fr_XX`).
+
+    M2M100 writes the token of `fr` as `__fr__`.
+    """
+    vocabulary, specials = tokenizer.get_vocab(), tokenizer.all_special_tokens
+    named = [token for token in (language, f"__{language}__") if token in specials]
+    named = named or [token for token in specials if token.split("_")[0] == language]
+    if len(named) != 1:
+        known = ", ".join(token.strip("_") for token in specials if "_" in token)
+        raise InputError(f"{type(tokenizer).__name__} has no language {language!r}, or several; it has {known}")
+    return named[0].strip("_"), vocabulary[named[0]]
