@@ -21,7 +21,7 @@ tokenization: tokenization
 data: batching data data_table pair_stream streaming
 model: model
 translation: hardware search generation translation translator_options
-training: models losses optimizer averaging tracking progress interruption checkpoints non_finite
+training: models losses optimizer sharding averaging tracking progress interruption checkpoints non_finite
 training+: evaluation_loop training dry_run
 evaluation: environment scores slices significance scoring comet evaluation results
 pictures: attention verdict curves figures
