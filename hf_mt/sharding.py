@@ -12,35 +12,48 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 
 
-def check_sharding(accelerator: Accelerator, args: TranslationTrainingArguments) -> None:
-    """What cannot be trained with this profile of Accelerate ends here, before the first step.
+def check_sharding(args: TranslationTrainingArguments) -> None:
+    """Whether the profile that Accelerate was launched with can train this; known before any data is read.
 
     Raises:
-        InputError: Shards were asked for where there would be none, or with what needs whole matrices.
+        InputError: Shards were asked for where Accelerate would leave them out in silence, with an optimizer that
+            needs whole matrices, or in a form that no model is loaded from.
     """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None and os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    fsdp, deepspeed = _asked_for("FSDP") or bool(args.fsdp), _asked_for("DEEPSPEED") or bool(args.deepspeed)
+    kind = args.distributed_state.distributed_type
+    left_out = fsdp and kind in (DistributedType.NO, DistributedType.MULTI_CPU)
+    if left_out or (deepspeed and kind != DistributedType.DEEPSPEED):
         raise InputError(
-            "the profile asks for FSDP, which Accelerate leaves out on a processor or without its launcher: take "
-            "configs/accelerate/ddp_cpu.yaml, or GPUs"
+            f"the profile asks for {'FSDP' if fsdp else 'DeepSpeed'}, which Accelerate would leave out here (no GPUs, "
+            "use_cpu, or not started by its launcher): take configs/accelerate/ddp_cpu.yaml, or a machine with GPUs"
         )
-    if args.muon and (plugin is not None or getattr(accelerator.state, "deepspeed_plugin", None) is not None):
+    if args.muon and (fsdp or deepspeed):
         raise InputError(
             "muon needs whole matrices, and this profile gives each process a share of them: set muon to false, or "
             "take configs/accelerate/ddp.yaml"
         )
-    if plugin is not None and plugin.fsdp_version != 2:
+    if fsdp:
+        _check_fsdp(FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {})))
+
+
+def _asked_for(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
+
+
+def _check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
+    if plugin.fsdp_version != 2:
         raise InputError("the profile asks for FSDP 1: set fsdp_version to 2, as configs/accelerate/fsdp.yaml does")
-    if plugin is not None and "FULL" not in str(plugin.state_dict_type):
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise InputError(
             "the profile saves shards, of which no checkpoint can be loaded as a model: set fsdp_state_dict_type to "
             "FULL_STATE_DICT, as configs/accelerate/fsdp.yaml does"

@@ -81,6 +81,7 @@ class TranslationTrainer(TranslationEvaluator):
                 f"there is no development set to evaluate on (eval_strategy is {str(args.eval_strategy)!r}): give "
                 "validation_file, or set eval_strategy to no and load_best_model_at_end to false"
             )
+        check_sharding(args)
         self.publish = publish
         self.label_smoothing = label_smoothing
         super().__init__(
@@ -92,7 +93,6 @@ class TranslationTrainer(TranslationEvaluator):
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
-        check_sharding(self.accelerator, args)
         shard(model, self.accelerator)
         self.model_accepts_loss_kwargs = True  # so that the labels of a whole step are counted, for any model
         self.tokenizer = tokenizer
