@@ -27,7 +27,7 @@ evaluation: environment scores slices significance scoring comet evaluation resu
 pictures: attention verdict curves figures
 reporting: tables markdown run_record report
 hub: model_card hub summary
-comparison: trials padded_counting four_settings encoding_comparison encoding_pictures
+comparison: trials padded_counting four_settings encoding_comparison encoding_pictures scaling
 """
 STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}

@@ -23,7 +23,10 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     MarianConfig,
     MarianMTModel,
@@ -39,6 +42,7 @@ from hf_mt import HfMtConfig, HfMtForConditionalGeneration
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.batching import TranslationCollator
 from hf_mt.model import POSITION_ENCODINGS
+from hf_mt.scaling import STRATEGIES, size_of
 from hf_mt.slices import describe_outputs
 from hf_mt.training import TranslationTrainer
 
@@ -218,6 +222,44 @@ def _held(weight: Tensor) -> int:
     return weight.to_local().numel() if isinstance(weight, DTensor) else weight.numel()
 
 
+class Traffic(TorchDispatchMode):
+    """Counts the numbers that are gathered and scattered, and how often, while a trainer runs; gradients by a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = self.messages = self.averaged = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = {"_allgather_base_": 0, "_reduce_scatter_base_": 1}  # where the whole tensor is among the arguments
+        place = names.get(func.__name__.split(".")[0])
+        if place is not None:
+            self.numbers, self.messages = self.numbers + args[place].numel(), self.messages + 1
+        return func(*args, **(kwargs or {}))
+
+    def average(self, state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        self.averaged += bucket.buffer().numel()
+        return allreduce_hook(None, bucket)
+
+
+def traffic(folder: Path) -> dict[str, list[float]]:
+    """Numbers and messages of a step, counted and as `hf_mt.scaling` has them."""
+    counted, run = Traffic(), trainer(build("rope"), arguments(folder, max_steps=2))
+    begin = run.callback_handler.on_train_begin
+
+    def hooked(*args: Any) -> Any:
+        if hasattr(run.model_wrapped, "register_comm_hook"):
+            run.model_wrapped.register_comm_hook(None, counted.average)
+        return begin(*args)
+
+    run.callback_handler.on_train_begin = hooked
+    with counted:
+        run.train()
+    size = size_of("rope", run.model.config)
+    ddp, _, fsdp = STRATEGIES
+    computed = [ddp.sent(size) / 8, fsdp.sent(size) / 2, fsdp.messages(size)]  # 2 x 4 bytes a number, and 2
+    return {"computed": computed, "counted": [counted.averaged / 2, counted.numbers / 2, counted.messages / 2]}
+
+
 def shards(folder: Path, cases: str) -> dict[str, Any]:
     """The same trainings with whole weights and with sharded ones, and what is refused."""
     found: dict[str, Any] = {"whole": {}, "sharded": {}, "kept whole": kept(folder / "whole")}
@@ -228,7 +270,10 @@ def shards(folder: Path, cases: str) -> dict[str, Any]:
         found["whole"][name] = curve(run)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     found["left out"] = refusal(folder)
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    found["whole traffic"] = traffic(folder)
     with sharding():
+        found["traffic"] = traffic(folder)
         for name in SHARDED[cases]:
             run = trainer(build(name), arguments(folder))
             run.train()
@@ -236,6 +281,8 @@ def shards(folder: Path, cases: str) -> dict[str, Any]:
         found["kept"] = kept(folder / "sharded")
         found["resumed"] = kept(folder / "resumed", str(folder / "sharded" / "checkpoint-6"))
         found["muon"] = refusal(folder, muon=True)
+    with sharding(VERSION="1", RESHARD_AFTER_FORWARD="FULL_SHARD"):
+        found["version 1"] = refusal(folder)
     with sharding(STATE_DICT_TYPE="SHARDED_STATE_DICT"):
         found["shards in checkpoints"] = refusal(folder)
     return found

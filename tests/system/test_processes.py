@@ -149,8 +149,16 @@ def test_a_sharded_run_that_is_resumed_becomes_the_uninterrupted_one(two: Any) -
     assert kept["curve"][-3:] != kept["curve"][-6:-3]
 
 
+def test_processes_exchange_what_the_page_on_scaling_counts(two: Any) -> None:
+    for name, exchanged in (("whole traffic", [0]), ("traffic", [1, 2])):  # gradients; weights and gradients, messages
+        counted, computed = (two["shards"][name][key] for key in ("counted", "computed"))
+        assert [counted[place] for place in exchanged] == [computed[place] for place in exchanged]
+        assert counted != computed, "of the other strategy there is nothing"
+
+
 def test_what_cannot_be_sharded_is_refused(two: Any) -> None:
     shards = two["shards"]
     assert "set muon to false" in shards["muon"] and shards["muon with whole weights"] == ""
     assert "fsdp_state_dict_type to FULL_STATE_DICT" in shards["shards in checkpoints"]
+    assert "fsdp_version to 2" in shards["version 1"]
     assert "ddp_cpu.yaml" in shards["left out"]
