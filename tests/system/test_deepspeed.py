@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_killed_process import CONFIG
+
+from system.test_killed_process import CONFIG
 
 
 ROOT = Path(__file__).parents[2]

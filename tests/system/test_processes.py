@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
 from filelock import FileLock
@@ -18,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM
 from hf_mt import HfMtForConditionalGeneration
 from hf_mt.averaging import checkpoint_weights
 from hf_mt.model import POSITION_ENCODINGS
+from system import processes
 
 
 ROOT = Path(__file__).parents[2]
