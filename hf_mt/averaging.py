@@ -21,6 +21,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_mt.arguments import InputError
+from hf_mt.sharding import like, whole
 from hf_mt.text_files import unfinished
 
 
@@ -33,7 +34,7 @@ class MovingAverage:
     """An exponential moving average of a model's trainable weights, kept in float32.
 
     Args:
-        model: The model, whose parameters must be whole on this process.
+        model: The model, whole or sharded; of a sharded one each process averages its shards.
         decay: Share of the old average that a step keeps, in [0, 1).
     """
 
@@ -71,11 +72,12 @@ class MovingAverage:
                 for name, weight in self._live.items():
                     weight.copy_(live[name])
 
-    def save(self, folder: Path) -> None:
-        """Writes the average beside a checkpoint's weights."""
-        metadata = {"steps": str(self.steps), "format": "pt"}
-        with unfinished(folder / MOVING_AVERAGE_NAME) as temporary:
-            save_file({name: weight.contiguous() for name, weight in self.weights.items()}, temporary, metadata)
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        """Writes the average beside a checkpoint's weights; where it is sharded all processes call, and one writes."""
+        weights = {name: whole(weight).contiguous() for name, weight in self.weights.items()}
+        if write:
+            with unfinished(folder / MOVING_AVERAGE_NAME) as temporary:
+                save_file(weights, temporary, {"steps": str(self.steps), "format": "pt"})
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote.
@@ -90,7 +92,7 @@ class MovingAverage:
         if saved.keys() != self.weights.keys():
             raise InputError(f"{path} is of another model: its weights have other names")
         for name, weight in self.weights.items():
-            weight.copy_(saved[name])
+            weight.copy_(like(weight, saved[name]))
         with safe_open(path, framework="pt") as file:
             self.steps = int(file.metadata()["steps"])
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_mt.batching import padding_share, training_sampler
 from hf_mt.data import SegmentedPairs, pair_lengths
+from hf_mt.sharding import whole_model
 from hf_mt.training import TranslationTrainer
 
 
@@ -108,9 +109,9 @@ def _translations(trainer: TranslationTrainer) -> list[str]:
 @torch.no_grad()
 def _reload(trainer: TranslationTrainer, folder: str, pairs: Dataset | SegmentedPairs) -> list[str]:
     trainer.save_model(folder, _internal_call=True)
+    model = whole_model(trainer.accelerator.unwrap_model(trainer.model)).cpu().eval()
     if not trainer.is_world_process_zero():
         return []
-    model = trainer.accelerator.unwrap_model(trainer.model).cpu().eval()
     kernel = model.config._attn_implementation
     again = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation=kernel).eval()
     batch = trainer.data_collator([pairs[0]])

@@ -27,6 +27,7 @@ from hf_mt.interruption import EvaluationInterrupted, Interruption
 from hf_mt.losses import loss_sums
 from hf_mt.model.loss_hf_mt import LossSums
 from hf_mt.progress import ProgressLines
+from hf_mt.sharding import whole_model
 
 
 Scores = Mapping[str, float | str]
@@ -72,7 +73,7 @@ class TranslationEvaluator(Seq2SeqTrainer):
             prefix: loss (nats per token, unsmoothed), perplexity, accuracy, cut_off (share of translations that hit
             their length limit), and what `score` gives.
         """
-        model = self.accelerator.unwrap_model(self.model).eval()
+        model = whole_model(self.accelerator.unwrap_model(self.model)).eval()
         totals, rows = torch.zeros(3, device=self.args.device), []
         run = side_by_side if self.args.device.type == "cpu" and is_search(model, self._gen_kwargs) else map
         batches = zip(dataloader.batch_sampler, dataloader, strict=True)

@@ -37,6 +37,7 @@ from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.optimizer import muon_for
 from hf_mt.pair_stream import PairStream
 from hf_mt.progress import Meter, ProgressLines
+from hf_mt.sharding import check_sharding, load_whole, shard, without_ties
 from hf_mt.streaming import BatchStream, StreamProgress
 
 
@@ -80,6 +81,7 @@ class TranslationTrainer(TranslationEvaluator):
                 f"there is no development set to evaluate on (eval_strategy is {str(args.eval_strategy)!r}): give "
                 "validation_file, or set eval_strategy to no and load_best_model_at_end to false"
             )
+        check_sharding(args)
         self.publish = publish
         self.label_smoothing = label_smoothing
         super().__init__(
@@ -91,6 +93,7 @@ class TranslationTrainer(TranslationEvaluator):
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
+        shard(model, self.accelerator)
         self.model_accepts_loss_kwargs = True  # so that the labels of a whole step are counted, for any model
         self.tokenizer = tokenizer
         self.score = score
@@ -272,10 +275,13 @@ class TranslationTrainer(TranslationEvaluator):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict and without_ties(self.model, state_dict))
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None and self.args.should_save:
-            self.average.save(Path(output_dir))
+        if self.average is not None:
+            self.average.save(Path(output_dir), write=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -315,7 +321,7 @@ class TranslationTrainer(TranslationEvaluator):
         model = self.accelerator.unwrap_model(self.model)
         kept = {name: weight.clone() for name, weight in model.state_dict().items()}
         before = self.evaluate()[metric]
-        model.load_state_dict(average_checkpoints(folders), strict=False)
+        load_whole(model, average_checkpoints(folders))
         after = self.evaluate()[metric]
         if sign * after <= sign * before:
             model.load_state_dict(kept)

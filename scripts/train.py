@@ -25,6 +25,7 @@ from hf_mt.models import check_architecture, load_or_build_model
 from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
+from hf_mt.sharding import check_sharding
 from hf_mt.slices import describe_outputs
 from hf_mt.streaming import load_data
 from hf_mt.summary import summarise
@@ -37,6 +38,7 @@ def main() -> None:
     prepare_hardware(experiment.training.cpu_threads)
     quiet_libraries()
     check_architecture(experiment)
+    check_sharding(experiment.training)
     args, say = experiment.training, PartialState().print
     with args.main_process_first(desc="data"):  # the others find it in the cache
         corpus, tokenizer, data = load_data(experiment)

@@ -22,13 +22,13 @@ data: batching data data_table pair_stream streaming
 model: model
 translation: hardware search generation loading sentences hypotheses translation
 large translations: translation_output translation_input shards translator_options ray_job
-training: models losses optimizer averaging tracking progress interruption checkpoints non_finite
+training: models losses optimizer sharding averaging tracking progress interruption checkpoints non_finite
 training+: evaluation_loop training dry_run
 evaluation: environment scores slices significance scoring comet evaluation results
 pictures: attention verdict curves figures
 reporting: tables markdown run_record report
 hub: model_card hub summary
-comparison: trials padded_counting four_settings encoding_comparison encoding_pictures
+comparison: trials padded_counting four_settings encoding_comparison encoding_pictures scaling
 """
 STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}

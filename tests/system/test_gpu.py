@@ -1,0 +1,129 @@
+"""What only a GPU can show: skipped where there is none, and the last tests where there is one.
+
+pytest -m gpu
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hf_mt import HfMtForConditionalGeneration
+from hf_mt.model import POSITION_ENCODINGS
+
+
+ROOT = Path(__file__).parents[2]
+DEVICE = "cuda"
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 7, 8, 9, 10, 2, 3], [11, 12, 13, 2, 0, 0, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0]]),
+    "labels": torch.tensor([[20, 21, 22, 23, 2], [24, 25, 2, -100, -100]]),
+}
+WIDE = {"d_model": 64, "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # heads that fast kernels take
+KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "plain": SDPBackend.MATH}
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no GPU"),
+]
+Build = Callable[..., HfMtForConditionalGeneration]
+
+
+def on_device(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    return copy.deepcopy(model).to(DEVICE), {name: value.to(DEVICE) for name, value in BATCH.items()}
+
+
+@pytest.mark.parametrize("name", sorted(POSITION_ENCODINGS))
+def test_a_gpu_computes_what_a_processor_does(name: str, tiny_model: Build) -> None:
+    model = tiny_model(position_encoding=name)
+    expected = model(**BATCH)
+    there, batch = on_device(model)
+    found = there(**batch)
+    torch.testing.assert_close(found.logits.cpu(), expected.logits, rtol=1e-3, atol=1e-3)
+    other, _ = on_device(tiny_model(position_encoding=name, norm_position="post"))
+    assert (other(**batch).logits.cpu() - expected.logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", sorted(POSITION_ENCODINGS))
+def test_bfloat16_learns_about_the_same_gradient(name: str, tiny_model: Build) -> None:
+    gradients = []
+    for half in (False, True):
+        model, batch = on_device(tiny_model(position_encoding=name))
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+            loss = model(**batch).loss
+        loss.backward()
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+        )
+    full, half = gradients
+    assert full.dtype == half.dtype == torch.float32 and half.isfinite().all()
+    assert 0 < (half - full).norm() < 0.1 * full.norm()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", ["rope", "sinusoidal", "alibi", "t5"])
+def test_every_kernel_of_sdpa_gives_the_scores_of_eager(name: str, kernel: str, tiny_model: Build) -> None:
+    if kernel == "flash" and POSITION_ENCODINGS[name].uses_bias:
+        pytest.skip("flash attention takes no bias")
+    models = {
+        which: on_device(tiny_model(position_encoding=name, **WIDE))[0].bfloat16() for which in ("eager", "sdpa")
+    }
+    batch = {
+        name: value.to(DEVICE) for name, value in BATCH.items() if name != "attention_mask"
+    }  # flash takes no mask
+    for which, model in models.items():
+        model.set_attn_implementation(which)
+    expected = models["eager"](**batch).logits
+    with sdpa_kernel(KERNELS[kernel]):
+        found = models["sdpa"](**batch).logits
+    gap = (found - expected).float().norm() / expected.float().norm()
+    assert gap < 0.03
+    batch["labels"] = batch["labels"].flip(1)
+    other = models["sdpa"](**batch).logits
+    assert (other - expected).float().norm() / expected.float().norm() > 2 * gap
+
+
+@pytest.mark.parametrize("name", ["rope", "alibi"])
+def test_compiled_layers_give_the_same_loss_and_gradient(name: str, tiny_model: Build) -> None:
+    results = []
+    for compiled in (False, True):
+        model, batch = on_device(tiny_model(position_encoding=name))
+        for layer in (*model.get_encoder().layers, *model.get_decoder().layers) if compiled else ():
+            layer.compile()
+        loss = model(**batch).loss
+        loss.backward()
+        results.append((float(loss), float(model.get_input_embeddings().weight.grad.norm())))
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("profile", ["ddp", "fsdp"])
+def test_two_gpus_learn_what_one_does(profile: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    from system.test_deepspeed import history, train
+
+    one = train("single_gpu", tmp_path / "one", "--gradient_accumulation_steps", "2", processes=1)
+    two = train(profile, tmp_path / "two")
+    assert one[0] == two[0] == 0, (one[1][-3000:], two[1][-3000:])
+    flat, expected = (sum(history(tmp_path / name), []) for name in ("two", "one"))
+    assert flat == pytest.approx(expected, rel=1e-3)
+    assert train(profile, tmp_path / "other", "--seed", "7")[0] == 0
+    assert sum(history(tmp_path / "other"), []) != pytest.approx(expected, rel=1e-3)
+
+
+def test_a_run_in_bfloat16_on_one_gpu_ends_with_a_model(tmp_path: Path) -> None:
+    command = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/single_gpu.yaml")
+    options = ("--cldr_train_size", "500", "--max_steps", "6", "--eval_steps", "3", "--save_steps", "3")
+    words = [sys.executable, *command, "scripts/train.py", "configs/quickstart.yaml", *options]
+    done = subprocess.run(
+        [*words, "--output_dir", str(tmp_path / "run")], cwd=ROOT, env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "all_results.json").is_file()
