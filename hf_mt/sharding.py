@@ -9,6 +9,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -68,16 +69,17 @@ def shard(model: PreTrainedModel, accelerator: Accelerator) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
-    options = {"mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy()}
+    options, policy = {}, plugin.mixed_precision_policy or MixedPrecisionPolicy()
     if plugin.cpu_offload:
         options["offload_policy"] = plugin.cpu_offload
     plugin.auto_wrap_policy = None  # it would look for the classes of layers that are wrapped already
     model.to(accelerator.device)
     for module in list(model.modules()):
         if type(module).__name__ in model._no_split_modules:
-            fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **options)
+            layer_policy = replace(policy, output_dtype=None)
+            fully_shard(module, mp_policy=layer_policy, reshard_after_forward=plugin.reshard_after_forward, **options)
     plain = type(model)
-    fully_shard(model, **options)
+    fully_shard(model, mp_policy=replace(policy, output_dtype=torch.float32), **options)  # sums of losses are whole
     for name in ("__module__", "__name__", "__qualname__"):  # what is saved is a model, and the code of that model
         setattr(type(model), name, getattr(plain, name))
 

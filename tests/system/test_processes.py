@@ -118,6 +118,13 @@ def test_sharded_weights_learn_what_whole_ones_do(two: Any) -> None:
     assert set(shards["kept whole"]["shares"]) == {1.0}
 
 
+def test_sharded_bfloat16_stays_close_and_its_loss_is_not_rounded(two: Any) -> None:
+    curves = two["shards"]["in bfloat16"], two["shards"]["whole"]["fire"]
+    half, full = ([row[1] for row in curve] for curve in curves)
+    assert half != full and half == pytest.approx(full, rel=1e-3)
+    assert half != pytest.approx(torch.tensor(half).bfloat16().tolist(), rel=1e-4)
+
+
 def test_what_is_kept_of_a_sharded_run_is_that_of_a_whole_one(folder: Path, two: Any) -> None:
     kept, expected = two["shards"]["kept"], two["shards"]["kept whole"]
     assert gap(kept["curve"], expected["curve"]) < 1e-4
