@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_callback import TrainerCallback
@@ -88,7 +88,7 @@ class MovingAverage:
         path = folder / MOVING_AVERAGE_NAME
         if not path.is_file():
             raise InputError(f"{folder} has no {MOVING_AVERAGE_NAME}: it was trained without ema_decay")
-        saved = load_file(path)
+        saved = _read(path)
         if saved.keys() != self.weights.keys():
             raise InputError(f"{path} is of another model: its weights have other names")
         for name, weight in self.weights.items():
@@ -107,6 +107,13 @@ class UpdateAverage(TrainerCallback):
         self.average.update()
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
+
+
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     """The weights that were evaluated at a checkpoint: its moving average if it has one, else the plain ones.
 
@@ -117,9 +124,9 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     if not path.is_file():
         found = ", ".join(sorted(item.name for item in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise InputError(f"{folder} has no {SAFE_WEIGHTS_NAME} ({found}); name folders of whole checkpoints")
-    weights = load_file(path)
+    weights = _read(path)
     if (folder / MOVING_AVERAGE_NAME).is_file():
-        weights.update({k: v for k, v in load_file(folder / MOVING_AVERAGE_NAME).items() if k in weights})
+        weights.update({k: v for k, v in _read(folder / MOVING_AVERAGE_NAME).items() if k in weights})
     return weights
 
 
@@ -149,9 +156,13 @@ def save_average(folders: Sequence[Path], output_dir: Path) -> None:
     if output_dir.exists():
         raise InputError(f"{output_dir} exists; name a new folder")
     weights = average_checkpoints(folders)
-    temporary = output_dir.with_name(f"{output_dir.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = output_dir.with_name(f".unfinished-{output_dir.name}")
     skipped = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "trainer_state.json", "training_args.bin")
-    shutil.copytree(folders[-1], temporary, ignore=shutil.ignore_patterns(*skipped, MOVING_AVERAGE_NAME, "*.bin"))
-    save_file(weights, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    temporary.rename(output_dir)
+    try:
+        shutil.copytree(folders[-1], temporary, ignore=shutil.ignore_patterns(*skipped, MOVING_AVERAGE_NAME, "*.bin"))
+        save_file(weights, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        temporary.rename(output_dir)
+    except OSError as error:
+        raise InputError(f"{output_dir} can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

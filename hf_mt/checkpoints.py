@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,23 @@ def whole_checkpoint(folder: Path) -> Iterator[Path]:
         raise InputError(_unwritable(folder, error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def state_without_code() -> Iterator[None]:
+    """Around whatever reads the state of training, which torch keeps as pickles and transformers reads as data alone.
+
+    Raises:
+        InputError: A pickle holds more than data, or is none.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "a file of the checkpoint (optimizer.pt, scheduler.pt, rng_state*.pth, scaler.pt) is damaged, or holds a "
+            f"program where only numbers belong, which was not run: {str(error).splitlines()[0]}. Delete this "
+            "checkpoint, unless you wrote it yourself, and look who can write to its folder"
+        ) from error
 
 
 def remove_unfinished(run_folder: Path) -> None:
@@ -110,8 +128,14 @@ def verify_checkpoint(folder: Path) -> None:
     """Compares every file with the manifest; a folder without one is only reported.
 
     Raises:
-        InputError: A file is missing, cut or changed; the message says from where training can go on.
+        InputError: A file is missing, cut or changed; the message says from where training can go on. Or its weights
+            are a pickle.
     """
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("pytorch_model*.bin")):
+        raise InputError(
+            f"{folder} has its weights as a pickle (pytorch_model.bin), which can hold a program and is never read; "
+            "delete this folder, or convert it with transformers on a machine where it may do no harm"
+        )
     path = folder / MANIFEST
     if not path.is_file():
         logger.warning("%s was written by a version without manifests: its files can't be checked", folder)

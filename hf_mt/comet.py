@@ -18,6 +18,17 @@ from hf_mt.text_files import one_line
 PROGRAM = "comet-score"
 
 
+def find_program(program: str) -> str:
+    """Where the program is; raises InputError if it is nowhere."""
+    found = shutil.which(program)
+    if found is None:
+        raise InputError(
+            f"COMET needs its program, and there is no {program!r}: python -m venv comet && comet/bin/pip install "
+            "unbabel-comet, then --comet_program comet/bin/comet-score"
+        )
+    return found
+
+
 def comet_score(
     sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], *, model: str, program: str = PROGRAM
 ) -> float:
@@ -31,12 +42,7 @@ def comet_score(
     Raises:
         InputError: There is no such program, or it can't load the model, or fails otherwise.
     """
-    found = shutil.which(program)
-    if found is None:
-        raise InputError(
-            f"COMET needs its program, and there is no {program!r}: python -m venv comet && comet/bin/pip install "
-            "unbabel-comet, then --comet_program comet/bin/comet-score"
-        )
+    found = find_program(program)
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for flag, texts in (("-s", sources), ("-t", hypotheses), ("-r", references)):

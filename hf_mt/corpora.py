@@ -90,7 +90,7 @@ def stream_pairs(data: DataArguments) -> Iterator[tuple[str, str]]:
             raise InputError(f"There is no train split in {data.dataset_name}; it has {listing(loaded)}.")
         pairs = pairs_of_rows(loaded["train"], data, f"{data.dataset_name}, train")
     elif data.train_file:
-        pairs = file_pairs(Path(data.train_file).expanduser(), data)
+        pairs = file_pairs(_path(data.train_file), data)
     else:
         raise InputError("There is no train split to stream; set train_file or another dataset_name.")
     return islice(pairs, data.max_train_samples)
@@ -170,13 +170,20 @@ def _read_files(data: DataArguments, splits: Sequence[str]) -> dict[str, Dataset
         name = getattr(data, f"{split}_file")
         if not name:
             continue
-        path = Path(name).expanduser()
+        path = _path(name)
         if path.suffix == ".parquet":
             corpus[split] = _select_pair(_first(read_parquet(path), data, split), data, str(path))
         else:
             pairs = pairs_to_dataset(list(file_pairs(path, data)), (data.source_lang, data.target_lang))
             corpus[split] = _first(pairs, data, split)
     return corpus
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name} names the home of a user who is not known here; write the whole path.") from error
 
 
 def _from_datasets(data: DataArguments, splits: Sequence[str]) -> dict[str, Dataset]:

@@ -13,12 +13,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
-from transformers import AutoTokenizer
 
 from hf_mt.figures import panels, style
 from hf_mt.markdown import Markup, table
 from hf_mt.scores import SentenceScore, corpus_scores, read_sentence_scores
 from hf_mt.significance import compare_systems
+from hf_mt.tokenization import load_tokenizer
 
 
 SHARES = (0.5, 1.0, 1.5, 2.0)  # bounds of the buckets, as shares of the cap
@@ -45,7 +45,7 @@ def length_buckets(runs: Mapping[str, Sequence[Path]], cap: int) -> list[Bucket]
     """
     tests = {name: [read_sentence_scores(folder / "test_scores.tsv") for folder in runs[name]] for name in runs}
     folders = next(iter(runs.values()))
-    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    tokenizer = load_tokenizer(str(folders[0]))
     sources = [score.source for score in next(iter(tests.values()))[0]]
     lengths = [len(ids) for ids in tokenizer(sources, verbose=False)["input_ids"]]
     bounds = [0, *(int(cap * share) for share in SHARES), None]

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from hf_mt.arguments import DataArguments, InputError
-from hf_mt.comet import PROGRAM, comet_score
+from hf_mt.comet import PROGRAM, comet_score, find_program
 from hf_mt.corpora import load_corpus
 from hf_mt.experiment import typed_values
 from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME
-from hf_mt.scores import corpus_scores, write_sentence_scores
+from hf_mt.scores import corpus_scores, scorers, write_sentence_scores
 from hf_mt.scoring import corpus_perplexity, score_pairs
+from hf_mt.search_limits import check_limits
 from hf_mt.settings import Setting, convert, did_you_mean, read_options, read_yaml
 from hf_mt.slices import slice_metrics, write_analysis
-from hf_mt.text_files import one_line, open_output
+from hf_mt.text_files import check_folder, one_line, open_output
 from hf_mt.translation import Translator
 
 
@@ -78,13 +79,18 @@ def parse_evaluation(argv: Sequence[str]) -> tuple[EvaluationArguments, DataArgu
     model = words.pop(0) if words and not words[0].startswith("-") else None
     hints, data_hints = get_type_hints(EvaluationArguments), get_type_hints(DataArguments)
     flags = {name: bool in (hint, *get_args(hint)) for name, hint in {**hints, **data_hints}.items()}
-    _, options = read_options(words, flags.get)
+    config, options = read_options(words, flags.get)
+    if config is not None:
+        raise InputError(
+            f"{config} is not read here: give the keys of the data as options, or a run folder, which has them"
+        )
     for name in options:
         if name not in flags:
             raise InputError(f"unknown option --{name}{did_you_mean(name, list(flags))}")
     own = {name: _value(name, setting, hints[name]) for name, setting in options.items() if name in hints}
     if (model or own.get("hypotheses")) is None:
         raise InputError("nothing to evaluate: give a run folder or model first, or --hypotheses FILE")
+    check_limits(**{name: own.get(name) for name in (*SEARCH, "tokens_per_batch")})
     given = {name: setting for name, setting in options.items() if name in data_hints}
     values = typed_values({**_data_of_run(model, given), **given})
     missing = [f"--{name}" for name in ("source_lang", "target_lang") if not values.get(name)]
@@ -122,6 +128,12 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     Raises:
         InputError: Data or model can't be read, or the numbers of hypotheses and references differ.
     """
+    folder = _output_folder(args, data)
+    if folder is not None:
+        check_folder(folder)
+    scorers(lowercase=args.lowercase, tokenize=args.tokenize)
+    if args.comet is not None:
+        find_program(args.comet_program)
     pairs = load_corpus(data, splits=(args.split,))[args.split]["translation"]
     sources = [pair[data.source_lang] for pair in pairs]
     targets = [pair[data.target_lang] for pair in pairs]
@@ -138,7 +150,6 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     prefix = "test" if args.split == "test" else "eval"
     results |= {name if name in SEARCH else f"{prefix}_{name}": value for name, value in found.items()}
     results |= {name: value for name, value in asdict(data).items() if name in (*SOURCES, *LANGUAGES) and value}
-    folder = _output_folder(args, data)
     results["output_dir"] = None if folder is None else str(folder)
     if folder is not None:
         _write(folder, results, sources, hypotheses, references)

@@ -23,6 +23,7 @@ from itertools import groupby
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from hf_mt.arguments import NEED_TRANSLATIONS, DataArguments, ModelArguments, TranslationTrainingArguments
+from hf_mt.errors import shown, visible
 from hf_mt.key_rules import FINE_TUNING_KEYS, FREE_KEYS, LAUNCH_OPTIONS, REPLACED, SECRET_KEYS
 from hf_mt.model.configuration_hf_mt import HfMtConfig
 from hf_mt.settings import (
@@ -55,7 +56,11 @@ class Experiment:
     resolved: dict[str, Any]
 
 
-CURABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # of the system's errors
+# Of the system's errors: the disk, and names of files that the user gave
+CURABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+WRONG_NAMES = frozenset({
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
+})  # fmt: skip
 USAGE = "train.py [CONFIG.yaml] [--key value | --key=value ...]"
 
 
@@ -108,6 +113,8 @@ def parse_experiment(argv: Sequence[str] | None = None) -> Experiment:
         InputError: an unknown, repeated or refused key, a value of the wrong type or range, or keys at odds.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        _hide_secrets(sys.argv)
     if "--help" in words or "-h" in words:
         print(help_text())
         raise SystemExit(0)
@@ -121,6 +128,15 @@ def parse_experiment(argv: Sequence[str] | None = None) -> Experiment:
     given.setdefault("output_dir", f"runs/{name}")
     given.setdefault("run_name", name)
     return _build(given)
+
+
+def _hide_secrets(words: list[str]) -> None:
+    """Takes secrets out of the command line of this program, which trackers copy into their records."""
+    for place, word in enumerate(words):
+        name, equals, _ = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") in SECRET_KEYS:
+            hidden = place if equals else place + 1
+            words[hidden : hidden + 1] = [f"{name}=***" if equals else "***"][: len(words) - hidden]
 
 
 def _is_flag(name: str) -> bool | None:
@@ -154,7 +170,7 @@ def _typed_value(name: str, setting: Setting) -> Any:
     if "choices" in metadata and value not in (None, *metadata["choices"]):
         choices = list(metadata["choices"])
         wanted = ", ".join(choices) + did_you_mean(value, choices)
-        raise InputError(f"{setting.where}: {name}: found {value!r}, wanted one of {wanted}")
+        raise InputError(f"{setting.where}: {name}: found {shown(value)}, wanted one of {wanted}")
     if "least" in metadata and value is not None and not metadata["least"] <= value < metadata.get("below", math.inf):
         raise InputError(f"{setting.where}: {name}: found {value}, wanted {_range(metadata)}")
     return value
@@ -302,6 +318,8 @@ def run_script(main: Callable[[], None]) -> None:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
+        if error.errno in WRONG_NAMES and error.filename is not None:
+            _end(f"{error.filename!s}: {error.strerror}; name another file or folder")
         if error.errno not in CURABLE:
             raise
         _end(f"{error.filename or 'a file'} can't be written: {error.strerror}; make room, or write somewhere else")
@@ -309,5 +327,5 @@ def run_script(main: Callable[[], None]) -> None:
 
 def _end(message: object) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
+        print(f"error: {visible(str(message), keep=chr(10))}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
     raise SystemExit(2) from None

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
+from hf_mt.arguments import InputError
 from hf_mt.model import HfMtForConditionalGeneration
 from hf_mt.search import BeamSearch, SearchOptions
 
@@ -186,6 +187,10 @@ def _best(search: BeamSearch, number: int, *, return_scores: bool) -> GeneratedB
     """The best few hypotheses of each sentence."""
     eos = search.eos.tolist()
     best = [hypothesis for hypotheses in search.run() for hypothesis in hypotheses[:number]]
+    if not all(tokens for tokens, _ in best):
+        raise InputError(
+            f"a sentence has fewer than {number} translations of the length that it may have: lower num_beams or nbest"
+        )
     sequences = [tokens for tokens, _ in best]
     finished = torch.tensor([tokens[-1] in eos for tokens in sequences])
     return GeneratedBatch(sequences, torch.tensor([score for _, score in best]) if return_scores else None, finished)

@@ -74,14 +74,34 @@ def files_to_push(folder: Path) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"found a {type(found).__name__}, wanted keys and values")
+        return found
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; save the model again") from error
 
 
 def _shards(folder: Path) -> set[str]:
     """The files among which the index, if there is one, divides the weights."""
-    return set(_read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values())
+    shards = _mapping(folder / "model.safetensors.index.json", "weight_map").values()
+    return {_inside(folder, name) for name in shards}
+
+
+def _mapping(path: Path, key: str) -> dict[str, Any]:
+    found = _read_json(path).get(key) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {key} is a {type(found).__name__}, wanted keys and values; save the model again")
+    return found
+
+
+def _inside(folder: Path, name: Any) -> str:
+    """A file of the folder itself: a name with a path in it could fetch one from anywhere."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise InputError(
+            f"{folder} names {name!r} as a part of the model, which is no file in it; save the model again"
+        )
+    return name
 
 
 def _code_files(folder: Path) -> set[str]:
@@ -101,9 +121,9 @@ def _auto_map_files(folder: Path) -> set[str]:
     """`{"AutoModel": "modeling_x.Model"}` names modeling_x.py; `user/name--modeling_x.Model` a file elsewhere."""
     files = set()
     for owner in ("config.json", "tokenizer_config.json"):
-        for value in _read_json(folder / owner).get("auto_map", {}).values():
-            names = value if isinstance(value, list) else [value]
-            files |= {f"{name.rpartition('.')[0]}.py" for name in names if name and "--" not in name}
+        for value in _mapping(folder / owner, "auto_map").values():
+            names = [name for name in (value if isinstance(value, list) else [value]) if name]
+            files |= {_inside(folder, f"{str(name).rpartition('.')[0]}.py") for name in names if "--" not in str(name)}
     return files
 
 

@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
 from hf_mt.markdown import Markup, code, fenced, folded, inert, number, table
 from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
-from hf_mt.run_record import CURVES, METRICS, Run, hub_name, read_run, without_path
+from hf_mt.run_record import CURVES, METRICS, Run, files_as_written, hub_name, read_run, without_path
 from hf_mt.text_files import write_whole
 from hf_mt.verdict import series
 
@@ -67,10 +67,15 @@ def write_model_card(
         InputError: `run_folder` does not exist, or one of its files cannot be read.
     """
     path = path or run_folder / "README.md"
-    if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
+    if path.is_file() and MARKER.encode() not in path.read_bytes():
         logger.warning("%s was not written by hf_mt, or was changed by hand, and is left as it is", path)
         return path
     run = read_run(run_folder, name=repo_id or run_folder.resolve().name)
+    with files_as_written([run_folder]):
+        return write_whole(path, _card(run, path, license, show_samples))
+
+
+def _card(run: Run, path: Path, license: str | None, show_samples: bool) -> str:
     shown = run.samples if show_samples else []
     sections = {
         "marker": MARKER,
@@ -90,8 +95,7 @@ def write_model_card(
         "citation": _citation(run),
     }
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
-    card = re.sub(r"\n{3,}", "\n\n", Template(template).substitute(sections))
-    return write_whole(path, card)
+    return re.sub(r"\n{3,}", "\n\n", Template(template).substitute(sections))
 
 
 # ------------------------------------------------------------------------------------------------------ the metadata

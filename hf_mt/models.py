@@ -6,18 +6,18 @@
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_mt.arguments import InputError
 from hf_mt.data import PreparedData
 from hf_mt.experiment import Experiment
 from hf_mt.generation import position_limit
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
+from hf_mt.pretrained import load_seq2seq
 
 
 logger = logging.getLogger(__name__)
@@ -107,23 +107,17 @@ def _plain(error: Exception) -> str:
 
 def _pretrained_model(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     name = str(experiment.model.model_name_or_path)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        found = ", ".join(sorted(item.name for item in Path(name).iterdir())[:5]) or "nothing"
-        raise InputError(f"{name} holds no model: no config.json in it ({found}); name a folder saved by a run")
     settings = dict(experiment.architecture)
     smoothing = settings.pop("label_smoothing", None)
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            name,
-            revision=experiment.model.model_revision,
-            token=experiment.model.token,
-            trust_remote_code=experiment.model.trust_remote_code,
-            attn_implementation=experiment.model.attn_implementation,
-            dtype=torch.float32,  # the optimizer's; mixed precision is Accelerate's to apply
-            **settings,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the model {name}: {error}") from error
+    model = load_seq2seq(
+        name,
+        revision=experiment.model.model_revision,
+        token=experiment.model.token,
+        trust_remote_code=experiment.model.trust_remote_code,
+        attn_implementation=experiment.model.attn_implementation,
+        dtype=torch.float32,  # the optimizer's; mixed precision is Accelerate's to apply
+        **settings,
+    )
     if smoothing is not None and isinstance(model.config, HfMtConfig):
         model.config.label_smoothing = smoothing
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

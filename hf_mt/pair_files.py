@@ -10,8 +10,10 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +37,7 @@ def file_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
 
 
 def _text_pairs(prefix: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
-    if prefix.is_file():
+    if os.path.isfile(prefix):  # which is False for names that no file can have
         raise InputError(
             f"{prefix} is neither .tsv, .jsonl nor .parquet; for text pairs give their prefix, such as "
             f"{prefix.with_suffix('')} for {prefix.with_suffix(f'.{data.source_lang}')} and "
@@ -76,9 +78,12 @@ def _jsonl_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(iter_lines(path), 1):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
             raise InputError(f"{where}, column {error.colno}: not JSON ({error.msg}); one object a line.") from error
+        except (ValueError, RecursionError) as error:
+            told = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise InputError(f"{where}: not JSON ({told}); one object a line.") from error
         if isinstance(row, dict) and data.source_column is None:
             row = row.get("translation", row)
         if not isinstance(row, dict):
@@ -87,16 +92,23 @@ def _jsonl_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
         yield source, target
 
 
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Python alone keeps the last of two equal keys and says nothing."""
+    found = dict(items)
+    if len(found) < len(items):
+        names = [name for name, _ in items]
+        raise ValueError(f"{max(names, key=names.count)!r} is given twice")
+    return found
+
+
 def _parquet_rows(path: Path, data: DataArguments) -> Iterator[dict[str, Any]]:
     """Rows one after the other; in memory is one row group, which Parquet compresses as one."""
-    with _open(path) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            wanted = [name for name in ("translation", *text_columns(data)) if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=wanted or None):
-                yield from batch.to_pylist()
-        except pa.ArrowException as error:
-            raise InputError(f"{path} is not a Parquet file: {error}") from error
+    with _open(path) as file, _whole_parquet(path):
+        parquet = pq.ParquetFile(file)
+        wanted = [name for name in ("translation", *text_columns(data)) if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=wanted or None):
+            batch.validate(full=True)
+            yield from batch.to_pylist()
 
 
 def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where: str) -> Iterator[tuple[str, str]]:
@@ -104,6 +116,8 @@ def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where:
     for number, row in enumerate(rows):
         if data.source_column is None and "translation" in row:
             row = row["translation"] or {}
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}, row {number}: translation is a {type(row).__name__}, wanted the two texts.")
         if number == 0:
             check_columns(row, data, where)
         source, target = (checked_text(row, name, f"{where}, row {number}") for name in text_columns(data))
@@ -111,11 +125,21 @@ def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where:
 
 
 def read_parquet(path: Path) -> Dataset:
-    with _open(path) as file:
-        try:
-            return Dataset(pq.ParquetFile(file).read())
-        except pa.ArrowException as error:
-            raise InputError(f"{path} is not a Parquet file: {error}") from error
+    with _open(path) as file, _whole_parquet(path):
+        table = pq.ParquetFile(file).read()
+        table.validate(full=True)
+        return Dataset(table.replace_schema_metadata(None))  # what another program says of it need not be so
+
+
+@contextmanager
+def _whole_parquet(path: Path) -> Iterator[None]:
+    """What reads it fails with a message in the block. A damaged page is an OSError, a damaged text a ValueError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{path} is not a Parquet file that can be read: {error}") from error
 
 
 def text_columns(data: DataArguments) -> tuple[str, str]:
@@ -184,6 +208,8 @@ def _open(path: Path) -> BinaryIO:
         raise InputError(f"{path} does not exist; {_nearby(path)}") from error
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    except ValueError as error:  # NUL in a name
+        raise InputError(f"{str(path)!r} can't be read: {error}.") from error
 
 
 def _nearby(path: Path) -> str:

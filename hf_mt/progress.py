@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
 from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.errors import visible
 from hf_mt.model.loss_hf_mt import LossSums
 from hf_mt.text_files import write_whole
 from hf_mt.tracking import log_samples
@@ -158,7 +159,8 @@ class ProgressLines(TrainerCallback):
 
 def _shown(text: str) -> str:
     """A sentence that fits a line or two of a terminal; `samples.jsonl` has it whole."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
+    whole = visible(text)
+    return whole if len(whole) <= SHOWN_CHARACTERS else f"{whole[:SHOWN_CHARACTERS]}... ({len(whole)} characters)"
 
 
 def epoch_line(

@@ -21,10 +21,10 @@ from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
 from hf_mt.markdown import number
-from hf_mt.run_record import METRICS, Run, read_mapping, read_run
+from hf_mt.run_record import METRICS, Run, files_as_written, read_mapping, read_run
 from hf_mt.scores import read_sentence_scores
 from hf_mt.significance import Comparison, compare_systems, read_systems
-from hf_mt.text_files import write_whole
+from hf_mt.text_files import new_folder, write_whole
 from hf_mt.translation import Translator
 from hf_mt.verdict import verdict
 
@@ -83,10 +83,15 @@ def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sen
     if folder is None and len(runs) > 1:
         raise InputError("a report on several runs needs a folder of its own: give --output DIR")
     report = Report(runs, folder if folder is not None else run_folders[0] / "report", sentences)
-    report.folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(report.folder), files_as_written(run_folders):
+        return write_whole(report.folder / "index.html", _page(report))
+
+
+def _page(report: Report) -> str:
+    runs = report.runs
     bodies = {title: part(report) for title, part in PARTS.items()}
     parts = {title: body for title, body in bodies.items() if body}
-    page = Template(TEMPLATE.read_text("utf-8")).substitute(
+    return Template(TEMPLATE.read_text("utf-8")).substitute(
         title=escape(" against ".join(runs)),
         summary=_summary(report),
         tiles="".join(_tiles(report)),
@@ -95,7 +100,6 @@ def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sen
             f'<section id="{_anchor(title)}"><h2>{title}</h2>{body}</section>' for title, body in parts.items()
         ),
     )
-    return write_whole(report.folder / "index.html", page)
 
 
 def _anchor(title: str) -> str:

@@ -7,7 +7,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -74,6 +75,11 @@ class Run:
 
 def read_run(run_folder: Path, *, name: str) -> Run:
     """Read what the card needs; raises InputError for a missing folder or an unreadable file."""
+    with files_as_written([run_folder]):
+        return _read_run(run_folder, name)
+
+
+def _read_run(run_folder: Path, name: str) -> Run:
     if not run_folder.is_dir():
         raise InputError(f"{run_folder} is no folder; name the folder of a run, which holds config.json")
     state = read_mapping(_artefact(run_folder, "trainer_state.json"))
@@ -98,6 +104,25 @@ def read_run(run_folder: Path, *, name: str) -> Run:
     )
 
 
+@contextmanager
+def files_as_written(folders: Iterable[Path]) -> Iterator[None]:
+    """What makes something of the files of runs, which may hold anything by now, fails with a message in the block.
+
+    Raises:
+        InputError: They have not the form in which training wrote them.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = ", ".join(map(str, folders))
+        raise InputError(
+            f"a file in {names} has not the form in which training wrote it ({type(error).__name__}: {error}); "
+            "restore or delete the file that was changed"
+        ) from error
+
+
 def _artefact(folder: Path, name: str) -> Path:
     inside = folder / name
     return folder.parent / name if folder.name.startswith("checkpoint-") and not inside.exists() else inside
@@ -119,7 +144,7 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     """What is in the file; None if there is none."""
     try:
         return parse(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; restore or delete it") from error
 
 

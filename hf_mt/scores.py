@@ -253,7 +253,10 @@ def read_sentence_scores(path: str | os.PathLike[str]) -> list[SentenceScore]:
     Raises:
         InputError: The file is no such table.
     """
-    head, *lines = Path(path).read_text("utf-8").removesuffix("\n").split("\n")
+    try:
+        head, *lines = Path(path).read_text("utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as a table of sentence scores: {error}") from error
     names = head.split("\t")
     if names[:3] != ["source", "hypothesis", "reference"] or names[-2:] != ["bleu", "chrf"]:
         raise InputError(f"{path} is no table of sentence scores: its columns are {', '.join(names)}")
@@ -264,9 +267,12 @@ def read_sentence_scores(path: str | os.PathLike[str]) -> list[SentenceScore]:
             raise InputError(f"{path}:{number}: {len(cells)} columns, but {len(names)} names")
         source, hypothesis, reference, *more = (_unescaped(cell) for cell in cells[:-2])
         references = (reference, *(text for text in more if text))  # an empty one fills up a sentence that has fewer
-        scores.append(SentenceScore(source, hypothesis, references, float(cells[-2]), float(cells[-1])))
+        try:
+            scores.append(SentenceScore(source, hypothesis, references, float(cells[-2]), float(cells[-1])))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: the last two columns must be numbers: {error}") from error
     return scores
 
 
 def _unescaped(text: str) -> str:
-    return re.sub(r"\\(.)", lambda match: UNESCAPES[match[1]], text)
+    return re.sub(r"\\(.)", lambda match: UNESCAPES.get(match[1], match[0]), text)

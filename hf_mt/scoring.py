@@ -16,6 +16,7 @@ from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import encode_pairs
 from hf_mt.generation import position_limit
 from hf_mt.model.loss_hf_mt import IGNORE_INDEX
+from hf_mt.search_limits import check_limits
 from hf_mt.translation import Translator
 
 
@@ -47,6 +48,7 @@ def score_pairs(
     Raises:
         InputError: The numbers of sources and targets differ, or a sentence is longer than the model has positions.
     """
+    check_limits(tokens_per_batch=tokens_per_batch)
     if len(sources) != len(targets):
         raise InputError(f"{len(sources)} sources, but {len(targets)} targets: a pair needs both")
     if not sources:

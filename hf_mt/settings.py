@@ -21,16 +21,17 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import yaml
 
+from hf_mt.errors import InputError as InputError
+from hf_mt.errors import checked_text, shown
+
 
 COMMAND_LINE = "command line"
 Raw: TypeAlias = "str | bool | list[Raw] | dict[str, Raw]"
 
+MOST_INTEGER = 2**63 - 1
+MOST_LEVELS = 20  # of lists and mappings in each other
 NOTHING = ("", "~", "null", "none")
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-class InputError(ValueError):
-    """What a user can cause and cure: the message says what was found, what is allowed and what to do."""
 
 
 class Quoted(str):
@@ -47,7 +48,7 @@ class Setting:
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:
     """The end of an error message about `word`: the nearest of `choices`, or nothing if none is near."""
-    near = get_close_matches(word, choices, n=1)
+    near = get_close_matches(word[:100], choices, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -59,13 +60,17 @@ def read_yaml(path: Path) -> dict[str, Setting]:
     The settings of a flat YAML file, unconverted.
 
     Raises:
-        InputError: the file is missing or not UTF-8 YAML, is no mapping, repeats a key, or uses an alias.
+        InputError: the file is missing or not UTF-8 YAML, is no mapping, repeats a key, uses an alias or a tag, or is
+            nested too deeply.
     """
     text = _read_text(path)
     try:
+        level = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) and event.start_mark:
-                raise InputError(f"{path}:{event.start_mark.line + 1}: aliases (*name) are refused; write the value")
+            _refuse_indirection(event, path)
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if level > MOST_LEVELS:  # the time that PyYAML takes for them grows with their square
+                raise InputError(f"{path}:{_line(event)}: nested too deeply; write fewer brackets")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -73,12 +78,29 @@ def read_yaml(path: Path) -> dict[str, Setting]:
         raise InputError(f"{place}: not valid YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         raise InputError(f"{path}: not valid YAML: {error.reason} (character {error.position})") from error
+    except InputError:
+        raise
+    except ValueError as error:  # a number in an escape that is no character
+        raise InputError(f"{path}: not valid YAML: {error}") from error
     if root is None:
         raise InputError(f"{path}: the file holds no settings; write one `key: value` on each line")
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path}:{root.start_mark.line + 1}: wanted one `key: value` on each line")
     lines = _unique_keys(root, path)
     return {key.value: Setting(_plain_tree(value, path), f"{path}:{lines[key.value]}") for key, value in root.value}
+
+
+def _refuse_indirection(event: yaml.Event, path: Path) -> None:
+    """What stands in a file is what it says: no `*alias`, and no `!tag` that would make something else of a value."""
+    line = _line(event)
+    if isinstance(event, yaml.AliasEvent):
+        raise InputError(f"{path}:{line}: aliases (*name) are refused; write the value")
+    if tag := getattr(event, "tag", None):
+        raise InputError(f"{path}:{line}: tags are refused, but found {tag}; write the value alone")
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
 def _read_text(path: Path) -> str:
@@ -88,6 +110,8 @@ def _read_text(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:  # NUL in a name
+        raise InputError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def _unique_keys(node: yaml.MappingNode, path: Path) -> dict[str, int]:
@@ -187,7 +211,7 @@ def convert(raw: Raw, hint: Any) -> Any:
             return _READERS[_kind(member)](raw, member, str in members)
         except _Mismatch:
             continue
-    raise InputError(f"found {_show(raw)}, wanted {describe(hint)}{_nearest_choice(raw, members)}")
+    raise InputError(f"found {shown(raw)}, wanted {describe(hint)}{_nearest_choice(raw, members)}")
 
 
 def describe(hint: Any) -> str:
@@ -237,18 +261,25 @@ def _read_int(raw: Raw, member: Any, or_text: bool) -> int:
         raise _Mismatch from None
 
 
+def _read_bounded_int(raw: Raw, member: Any, or_text: bool) -> int:
+    value = _read_int(raw, member, or_text)
+    if abs(value) > MOST_INTEGER:
+        raise InputError(f"found {shown(raw)}, wanted a whole number below 2 ** 63")
+    return value
+
+
 def _read_float(raw: Raw, member: Any, or_text: bool) -> float:
     try:
         value = float(_text(raw))
     except ValueError:
         raise _Mismatch from None
     if not math.isfinite(value):
-        raise InputError(f"found {_show(raw)}, wanted a finite number")
+        raise InputError(f"found {shown(raw)}, wanted a finite number")
     return value
 
 
 def _read_str(raw: Raw, member: Any, or_text: bool) -> str:
-    return str(_text(raw))
+    return checked_text(_text(raw))
 
 
 def _read_list(raw: Raw, member: Any, or_text: bool) -> list[Any]:
@@ -275,13 +306,16 @@ def _text(raw: Raw) -> str:
 def _json(text: str) -> Any:
     """JSON with its strings marked as quoted, so that the word "1" stays a word."""
     try:
-        return _mark_strings(json.loads(text, parse_constant=_refuse_constant))
-    except ValueError as error:
-        raise InputError(f"found {_show(text)}, which is not valid JSON: {error}") from error
+        return _mark_strings(json.loads(text, parse_constant=_finite, parse_float=_finite))
+    except (ValueError, RecursionError) as error:
+        told = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise InputError(f"found {shown(text)}, which is not valid JSON: {told}") from error
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a finite number")
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is not a finite number")
+    return float(number)
 
 
 def _mark_strings(value: Any) -> Any:
@@ -304,9 +338,9 @@ def _untyped(raw: Any) -> Any:
         return None
     if raw.lower() in ("true", "false"):
         return raw.lower() == "true"
-    for hint in (int, float):
+    for read in (_read_int, _read_float):
         try:
-            return _READERS[hint](raw, hint, False)
+            return read(raw, None, False)
         except _Mismatch:
             continue
     return raw
@@ -316,7 +350,7 @@ _READERS: dict[Any, Callable[[Any, Any, bool], Any]] = {
     Literal: _read_choice,
     Enum: _read_choice,
     bool: _read_bool,
-    int: _read_int,
+    int: _read_bounded_int,
     float: _read_float,
     list: _read_list,
     dict: _read_dict,
@@ -336,10 +370,6 @@ def _describe(member: Any) -> str:
 def _nearest_choice(raw: Raw, members: list[Any]) -> str:
     choices = [str(choice) for member in members if _kind(member) in (Literal, Enum) for choice in _choices(member)]
     return did_you_mean(raw, choices) if isinstance(raw, str) else ""
-
-
-def _show(raw: Raw) -> str:
-    return repr(str(raw)) if isinstance(raw, str) else repr(raw)
 
 
 # From a value to text

@@ -22,6 +22,7 @@ from hf_mt.scores import References, read_sentence_scores, reference_sets, score
 Method = Literal["bootstrap", "randomization"]
 METHODS: dict[str, str] = {"bootstrap": "bs", "randomization": "ar"}  # sacrebleu's names
 SEED = 12345  # sacrebleu's
+MOST_SAMPLES = 10**6
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ def compare_systems(
     """
     if len(systems) < 2:
         raise InputError(f"{len(systems)} systems were given; a comparison needs two or more")
+    if not 0 <= samples <= MOST_SAMPLES or not 0 <= seed < 2**32:
+        raise InputError(
+            f"samples is {samples} and seed {seed}; they must be 0 to {MOST_SAMPLES:,}, and 0 to 2 ** 32 - 1"
+        )
     if method not in METHODS:
         raise InputError(f"method is {method!r}, but must be {' or '.join(METHODS)}")
     for hypotheses in systems.values():

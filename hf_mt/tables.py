@@ -4,7 +4,6 @@ Text is printed as text: control characters of a corpus are shown, not obeyed, a
 only where the output is a terminal.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, TextIO
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hf_mt.errors import visible
 from hf_mt.significance import Comparison
 
 
@@ -62,13 +62,8 @@ def print_samples(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = No
 
 
 def _visible(text: str) -> Text:
-    """Text that a terminal shows as it is: no markup, and control characters as pictures (U+2400 and on)."""
-    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", _picture, text))
-
-
-def _picture(control: re.Match[str]) -> str:
-    code = ord(control.group())
-    return chr(0x2400 + code) if code < 0x20 else "\N{REPLACEMENT CHARACTER}"
+    """Text that a terminal shows as it is: no markup, and control characters as pictures."""
+    return Text(visible(text))
 
 
 def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None = None) -> None:

@@ -7,6 +7,7 @@
 import codecs
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,13 +43,55 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """Where to write a file, which takes its name if the block ends well: a crash never leaves half of one."""
+    """Where to write a file, which takes its name if the block ends well: a crash never leaves half of one.
+
+    Raises:
+        InputError: `path` is no name that a file can have.
+    """
+    if not path.name or "\0" in str(path):
+        raise InputError(f"{str(path)!r} is no name of a file; name one to write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Looks whether a folder can be made and written, without making it: before the work whose results go there.
+
+    Raises:
+        InputError: It, or a folder above it, is a file or may not be written.
+    """
+    place = folder.absolute()
+    try:
+        while not os.path.lexists(place):
+            place = place.parent
+        usable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(folder)!r} can't be a folder: {error}") from error
+    if not usable:
+        reason = "may not be written" if place.is_dir() else "is no folder"
+        raise InputError(f"{folder} can't be made a folder with results: {place} {reason}; name another")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, and those above it; if the block fails, those that were not there before are gone again.
+
+    Raises:
+        InputError: As `check_folder`.
+    """
+    check_folder(folder)
+    above = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for place in above[-1:]:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, cycle
@@ -151,7 +152,7 @@ def _reproducible_unigram(backend: Tokenizer) -> models.Unigram:
 def load_tokenizer(
     name_or_path: str,
     *,
-    revision: str = "main",
+    revision: str | None = None,
     trust_remote_code: bool = False,
     token: str | None = None,
     source_lang: str | None = None,
@@ -166,15 +167,21 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code, token=token
+            name_or_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            token=token,
+            local_files_only=os.path.exists(name_or_path),
         )
-    except (OSError, ValueError) as error:
+    except BaseException as error:  # a damaged file makes transformers raise whatever comes; Rust panics, too
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
         raise InputError(
-            f"No tokenizer could be loaded from {name_or_path!r} (revision {revision!r}): {error}\nGive a folder with "
-            "a saved tokenizer or the name of a repository on the Hub."
+            f"No tokenizer could be loaded from {name_or_path!r} (revision {revision or 'main'!r}): {error}\nGive a "
+            "folder with a saved tokenizer or the name of a repository on the Hub."
         ) from error
     for role in ("pad", "eos"):
-        if getattr(tokenizer, f"{role}_token_id") is None:
+        if getattr(tokenizer, f"{role}_token_id", None) is None:
             raise InputError(
                 f"The tokenizer of {name_or_path!r} has no {role} token, which translation needs. Choose one made for "
                 "an encoder-decoder model, or set one and save the tokenizer first."
@@ -210,7 +217,7 @@ def get_tokenizer(
         return load_tokenizer(
             name,
             # model_revision is that of model_name_or_path, which a tokenizer from elsewhere doesn't share
-            revision="main" if model.tokenizer_name else model.model_revision,
+            revision=None if model.tokenizer_name else model.model_revision,
             trust_remote_code=model.trust_remote_code,
             token=model.token,
             source_lang=data.source_lang,

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_mt.arguments import InputError
+from hf_mt.experiment import parse_experiment
+from hf_mt.key_rules import SECRET_KEYS
+from hf_mt.text_files import check_folder
 
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
@@ -31,6 +34,29 @@ def joined(words: Iterable[str]) -> list[str]:
 def merged(*groups: Iterable[str]) -> list[str]:
     """Options as `--key=value`, each key once, with what the last group says."""
     return list({option.partition("=")[0]: option for group in groups for option in group}.values())
+
+
+def without_secrets(options: Iterable[str]) -> list[str]:
+    """Options of a command line as they may be written to a file."""
+    return [option for option in options if option.partition("=")[0].strip("-").replace("-", "_") not in SECRET_KEYS]
+
+
+def check_plan(runs: Iterable[tuple[str, Sequence[str]]], folder: Path, launcher: str) -> None:
+    """Looks at everything that can be wrong before the first training starts.
+
+    Args:
+        runs: Recipe and options of each.
+        folder: Of all runs.
+        launcher: The configuration of `accelerate launch`.
+
+    Raises:
+        InputError: A run is no valid experiment, or the folder or the launcher's file can't be used.
+    """
+    check_folder(folder)
+    if not Path(launcher).is_file():
+        raise InputError(f"{launcher} is no file; name a configuration of `accelerate launch`")
+    for recipe, options in runs:
+        parse_experiment([recipe, *options])
 
 
 def train_run(recipe: str, options: Sequence[str], folder: Path, *, script: Path, launcher: str) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 from hf_mt.arguments import InputError
 from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.markdown import table
+from hf_mt.option_types import path_name, word
 from hf_mt.settings import read_yaml
 from hf_mt.text_files import write_whole
-from hf_mt.trials import joined, merged, train_run
+from hf_mt.trials import check_plan, joined, merged, train_run, without_secrets
 
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -42,12 +43,15 @@ def read_ablation(path: Path, options: list[str]) -> Ablation:
         InputError: The file has other keys than recipe, common and runs, or a run is no valid experiment.
     """
     settings = {key: setting.raw for key, setting in read_yaml(path).items()}
-    if settings.keys() - {"common"} != {"recipe", "runs"} or not isinstance(settings["runs"], dict):
+    named = settings.keys() - {"common"} == {"recipe", "runs"}
+    if not named or not isinstance(settings["runs"], dict) or not settings["runs"]:
         raise InputError(f"{path}: found {', '.join(settings)}; wanted recipe, common and runs (a name and settings)")
     common = (*_as_options(path, settings.get("common", {})), *options)
     runs = {name: tuple(_as_options(path, changes)) for name, changes in settings["runs"].items()}
     ablation = Ablation(str(settings["recipe"]), common, runs)
     for name in runs:
+        if not re.search(r"\w", name):
+            raise InputError(f"{path}: a run is called {name!r}; a name needs a letter or digit")
         parse_experiment([ablation.recipe, *merged(ablation.common, runs[name])])
     return ablation
 
@@ -64,24 +68,27 @@ def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
     first = next(iter(results.values()))
     rows = []
     for name, found in results.items():
-        changes = " ".join(ablation.runs[name]) or "nothing"
+        changes = " ".join(without_secrets(ablation.runs[name])) or "nothing"
         gain = f"{found['eval_bleu'] - first['eval_bleu']:+.2f}"
         cost = f"{found['train_minutes']:.1f}", f"{found['epoch']:.1f}"
         rows.append((name, changes, f"{found['eval_bleu']:.2f}", gain, f"{found['eval_loss']:.3f}", *cost))
     header = ("Run", "changes", "development BLEU", "to the first", "development loss", "minutes", "epochs")
     facts = [f"- {key}: {first[key]}" for key in ("eval_bleu_signature", "seed", "machine") if key in first]
-    common = f"- in all runs: `{ablation.recipe} {' '.join(ablation.common)}`"
+    common = f"- in all runs: `{ablation.recipe} {' '.join(without_secrets(ablation.common))}`"
     return "\n".join((table(header, rows), "", common, *facts)) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("ablation", type=Path, help="a .yaml file such as configs/ablations/multi30k.yaml")
-    parser.add_argument("--output_dir", type=Path, help="runs/ablation/NAME by default")
-    parser.add_argument("--launcher", default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch")
+    parser.add_argument("ablation", type=path_name, help="a .yaml file such as configs/ablations/multi30k.yaml")
+    parser.add_argument("--output_dir", type=path_name, help="runs/ablation/NAME by default")
+    parser.add_argument(
+        "--launcher", type=word, default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch"
+    )
     args, more = parser.parse_known_args()
     ablation = read_ablation(args.ablation, joined(more))
     folder = args.output_dir or Path("runs/ablation") / args.ablation.stem
+    check_plan([], folder, args.launcher)
     results: dict[str, Any] = {}
     for name in ablation.runs:
         run = folder / re.sub(r"[^\w.=+-]+", "_", name)

@@ -5,16 +5,16 @@
 """
 
 from argparse import ArgumentParser
-from pathlib import Path
 
 from hf_mt.averaging import save_average
 from hf_mt.experiment import run_script
+from hf_mt.option_types import path_name
 
 
 def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--output_dir", required=True, type=Path, help="a folder that does not exist yet")
+    parser.add_argument("folders", nargs="+", type=path_name, metavar="CHECKPOINT")
+    parser.add_argument("--output_dir", required=True, type=path_name, help="a folder that does not exist yet")
     options = parser.parse_args()
     save_average(options.folders, options.output_dir)
     print(f"the mean of {len(options.folders)} checkpoints is in {options.output_dir}")

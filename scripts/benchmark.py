@@ -16,6 +16,7 @@ from benchmarks.jobs import SIZES, TRAINING, prepare_text
 
 from hf_mt.experiment import run_script
 from hf_mt.hardware import available_cores
+from hf_mt.option_types import limited, number, path_name, whole_number, word
 from hf_mt.text_files import write_whole
 
 
@@ -24,17 +25,17 @@ SUITES = ("training", "profile", "decoding", "length")
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--train_file", required=True, help="sentence pairs, as in training")
-    parser.add_argument("--source_lang", required=True)
-    parser.add_argument("--target_lang", required=True)
+    parser.add_argument("--train_file", type=word, required=True, help="sentence pairs, as in training")
+    parser.add_argument("--source_lang", type=word, required=True)
+    parser.add_argument("--target_lang", type=word, required=True)
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["tiny"])
     parser.add_argument("--systems", nargs="+", choices=list(TRAINING), default=list(TRAINING))
-    parser.add_argument("--repeats", type=int, default=3, help="turns; the tables show medians")
-    parser.add_argument("--seconds", type=float, default=20, help="of training that count in each turn")
-    parser.add_argument("--tokens_per_batch", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--repeats", type=whole_number(1, 1000), default=3, help="turns; the tables show medians")
+    parser.add_argument("--seconds", type=number(0.1, 10**6), default=20, help="of training that count in each turn")
+    parser.add_argument("--tokens_per_batch", type=limited("tokens_per_batch"), default=4096)
+    parser.add_argument("--threads", type=whole_number(1, 4096), default=available_cores())
+    parser.add_argument("--output_dir", type=path_name, default=Path("runs/benchmark"))
     return parser.parse_args()
 
 

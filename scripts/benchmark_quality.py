@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.jobs import SPACE, measure, subwords
 from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_mt.arguments import InputError
 from hf_mt.corpora import load_corpus
@@ -22,9 +22,11 @@ from hf_mt.data import filter_corpus
 from hf_mt.experiment import Experiment, parse_experiment, run_script
 from hf_mt.hardware import available_cores
 from hf_mt.markdown import table
+from hf_mt.option_types import number, path_name
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import corpus_scores, scores_of_tokenized
 from hf_mt.text_files import write_whole
+from hf_mt.tokenization import load_tokenizer
 
 
 def write_text(folder: Path, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase, experiment: Experiment) -> None:
@@ -81,16 +83,16 @@ def report(run: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], minute
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="folder of a finished run, trained from scratch")
-    parser.add_argument("--minutes", type=float, help="those of the run by default")
-    parser.add_argument("--output_dir", type=Path, help="runs/quality/NAME by default")
+    parser.add_argument("run", type=path_name, help="folder of a finished run, trained from scratch")
+    parser.add_argument("--minutes", type=number(0.01, 10**6), help="those of the run by default")
+    parser.add_argument("--output_dir", type=path_name, help="runs/quality/NAME by default")
     args = parser.parse_args()
     if not (args.run / "all_results.json").is_file():
         raise InputError(f"{args.run} is no finished run: all_results.json is missing")
     ours = json.loads((args.run / "all_results.json").read_text(encoding="utf-8"))
     experiment = parse_experiment([str(args.run / CONFIG_NAME)])
     corpus, _ = filter_corpus(load_corpus(experiment.data), experiment.data)
-    tokenizer = AutoTokenizer.from_pretrained(args.run)
+    tokenizer = load_tokenizer(str(args.run))
     folder = (args.output_dir or Path("runs/quality") / args.run.name).resolve()
     write_text(folder / "text", corpus, tokenizer, experiment)
     job = {"text": str(folder / "text"), "splits": [split for split in corpus if split != "train"]}

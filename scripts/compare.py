@@ -9,21 +9,32 @@ A system is a run folder or a file of translations. The tests are sacrebleu's.
 import argparse
 
 from hf_mt.experiment import run_script
+from hf_mt.option_types import whole_number, word
 from hf_mt.progress import quiet_libraries
-from hf_mt.significance import METHODS, SEED, compare_systems, read_systems
+from hf_mt.significance import METHODS, MOST_SAMPLES, SEED, compare_systems, read_systems
 from hf_mt.tables import print_comparisons
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("systems", nargs="+", help="two or more: run folders, or files of translations, a line each")
-    parser.add_argument("--references", nargs="+", default=[], help="files of references, a line each, for files")
+    parser.add_argument(
+        "systems", type=word, nargs="+", help="two or more: run folders, or files of translations, a line each"
+    )
+    parser.add_argument(
+        "--references", type=word, nargs="+", default=[], help="files of references, a line each, for files"
+    )
     parser.add_argument("--method", choices=list(METHODS), default="bootstrap", help="which paired test")
-    parser.add_argument("--metrics", nargs="+", default=["bleu", "chrf"], help="of bleu, chrf, chrf_pp, ter")
-    parser.add_argument("--samples", type=int, default=0, help="default: 1,000 resamplings or 10,000 trials")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the resampling")
+    parser.add_argument(
+        "--metrics", nargs="+", type=word, default=["bleu", "chrf"], help="of bleu, chrf, chrf_pp, ter"
+    )
+    parser.add_argument(
+        "--samples", type=whole_number(0, MOST_SAMPLES), default=0, help="default: 1,000 resamplings or 10,000 trials"
+    )
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=SEED, help="of the resampling")
     parser.add_argument("--lowercase", action="store_true", help="case does not count; scores get other names")
-    parser.add_argument("--tokenize", default="13a", help="BLEU's tokenizer; none for text that is tokenised")
+    parser.add_argument(
+        "--tokenize", type=word, default="13a", help="BLEU's tokenizer; none for text that is tokenised"
+    )
     return parser.parse_args()
 
 

@@ -16,8 +16,9 @@ from hf_mt.encoding_comparison import comparison_figure, comparison_table, lengt
 from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
+from hf_mt.option_types import path_name, whole_number, word
 from hf_mt.text_files import write_whole
-from hf_mt.trials import joined, merged, train_run
+from hf_mt.trials import check_plan, joined, merged, train_run, without_secrets
 
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -25,15 +26,18 @@ TRAIN = Path(__file__).parent / "train.py"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("recipe", help="a .yaml file such as configs/position_encodings.yaml")
+    parser.add_argument("recipe", type=word, help="a .yaml file such as configs/position_encodings.yaml")
     parser.add_argument("--encodings", nargs="+", choices=list(POSITION_ENCODINGS), default=list(POSITION_ENCODINGS),
                         help="which; the first is what others are compared with")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--output_dir", type=Path, help="runs/position_encodings/NAME by default")
-    parser.add_argument("--launcher", default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch")
+    parser.add_argument("--seeds", nargs="+", type=whole_number(0, 2**32 - 1), default=[1, 2, 3])
+    parser.add_argument("--output_dir", type=path_name, help="runs/position_encodings/NAME by default")
+    parser.add_argument(
+        "--launcher", type=word, default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch"
+    )
     args, more = parser.parse_known_args()
     options = joined(more)
     folder = args.output_dir or Path("runs/position_encodings") / Path(args.recipe).stem
+    check_plan([(args.recipe, options)], folder, args.launcher)
     runs: dict[str, list[Path]] = {}
     for name in args.encodings:
         for seed in args.seeds:
@@ -47,7 +51,8 @@ def main() -> None:
     facts = {"sources in training": f"at most {cap} tokens", **settings_of(run)}
     lines = [comparison_table(buckets, runs), "", f"* differs from `{args.encodings[0]}` (p < 0.05)", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
-    lines += [f"- command: `{args.recipe} --seeds {' '.join(map(str, args.seeds))} {' '.join(options)}`"]
+    words = [args.recipe, "--seeds", *map(str, args.seeds), *without_secrets(options)]
+    lines += [f"- command: `{' '.join(words)}`"]
     write_whole(folder / "comparison.md", "\n".join(lines) + "\n")
     save_png(comparison_figure(buckets, cap), folder / "comparison.png")
     print("\n".join(["", *lines, f"written to {folder}: comparison.md, comparison.png"]))

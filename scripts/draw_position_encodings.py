@@ -4,17 +4,19 @@ python scripts/draw_position_encodings.py --output model_cards/positional_encodi
 """
 
 import argparse
-from pathlib import Path
 
 from hf_mt.encoding_pictures import encoding_figure
 from hf_mt.experiment import run_script
 from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
+from hf_mt.option_types import path_name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the pictures, one for each encoding")
+    parser.add_argument(
+        "--output", type=path_name, required=True, help="folder of the pictures, one for each encoding"
+    )
     parser.add_argument("--encodings", nargs="+", choices=list(POSITION_ENCODINGS), default=list(POSITION_ENCODINGS))
     args = parser.parse_args()
     for name in args.encodings:

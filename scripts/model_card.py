@@ -7,18 +7,18 @@ Without --output the card is README.md in the folder of the run.
 """
 
 import argparse
-from pathlib import Path
 
 from hf_mt.experiment import run_script
 from hf_mt.model_card import write_model_card
+from hf_mt.option_types import path_name, word
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--output", type=Path, help="where to write the card")
-    parser.add_argument("--repo_id", help="user/name from which its readers will load the model")
-    parser.add_argument("--license", help="licence of the weights, such as apache-2.0")
+    parser.add_argument("run", type=path_name, help="folder of the run")
+    parser.add_argument("--output", type=path_name, help="where to write the card")
+    parser.add_argument("--repo_id", type=word, help="user/name from which its readers will load the model")
+    parser.add_argument("--license", type=word, help="licence of the weights, such as apache-2.0")
     parser.add_argument("--no_samples", action="store_true", help="show no sentences of the data")
     args = parser.parse_args()
     shown = {"repo_id": args.repo_id, "license": args.license, "show_samples": not args.no_samples}

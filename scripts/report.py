@@ -6,9 +6,9 @@ python scripts/report.py runs/quickstart --sentences 3 17             # whose cr
 """
 
 import argparse
-from pathlib import Path
 
 from hf_mt.experiment import run_script
+from hf_mt.option_types import path_name, whole_number
 from hf_mt.progress import quiet_libraries
 from hf_mt.report import write_report
 
@@ -16,9 +16,13 @@ from hf_mt.report import write_report
 def main() -> None:
     quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders; the first is what others are compared with")
-    parser.add_argument("--output", type=Path, help="folder of the page; default: report in the run folder")
-    parser.add_argument("--sentences", nargs="+", type=int, default=[], help="numbers of test sentences, from 1")
+    parser.add_argument(
+        "runs", nargs="+", type=path_name, help="run folders; the first is what others are compared with"
+    )
+    parser.add_argument("--output", type=path_name, help="folder of the page; default: report in the run folder")
+    parser.add_argument(
+        "--sentences", nargs="+", type=whole_number(1, 10**9), default=[], help="numbers of test sentences, from 1"
+    )
     args = parser.parse_args()
     print(write_report(args.runs, folder=args.output, sentences=args.sentences))
 

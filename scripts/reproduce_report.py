@@ -14,8 +14,9 @@ from pathlib import Path
 from hf_mt.experiment import run_script
 from hf_mt.figures import course_figure, save_png
 from hf_mt.four_settings import Trial, read_trial, report_card
+from hf_mt.option_types import path_name, word
 from hf_mt.text_files import write_whole
-from hf_mt.trials import joined, merged, train_run
+from hf_mt.trials import check_plan, joined, merged, train_run, without_secrets
 
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -36,18 +37,22 @@ def main() -> None:
         "--sets", nargs="+", type=int, choices=range(1, 5), default=[1, 2, 3, 4], help="which settings"
     )
     parser.add_argument("--no_cures", action="store_true", help="leave out what cures setting 4")
-    parser.add_argument("--recipe", help="a .yaml file to compare with, such as configs/ted_en_fr.yaml")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/report"))
-    parser.add_argument("--launcher", default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch")
+    parser.add_argument("--recipe", type=word, help="a .yaml file to compare with, such as configs/ted_en_fr.yaml")
+    parser.add_argument("--output_dir", type=path_name, default=Path("runs/report"))
+    parser.add_argument(
+        "--launcher", type=word, default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch"
+    )
     args, more = parser.parse_known_args()
     options = joined(more)
     trials: dict[str, Trial] = {}
-    for name, (config, own) in planned(args.sets, not args.no_cures, args.recipe).items():
+    runs = planned(args.sets, not args.no_cures, args.recipe)
+    check_plan([(config, merged(options, own)) for config, own in runs.values()], args.output_dir, args.launcher)
+    for name, (config, own) in runs.items():
         folder = args.output_dir / name.replace(",", "").replace(" ", "-")
         found = train_run(config, merged(options, own), folder, script=TRAIN, launcher=args.launcher)
         print(f"{name}: test BLEU {found['test_bleu']:.2f}, {found['train_minutes']:.1f} minutes", flush=True)
         trials[name] = read_trial(folder)
-    card = report_card(trials, command=f"python scripts/reproduce_report.py {' '.join(options)}")
+    card = report_card(trials, command=f"python scripts/reproduce_report.py {' '.join(without_secrets(options))}")
     write_whole(args.output_dir / "report.md", card)
     save_png(course_figure({name: trial.run.log_history for name, trial in trials.items()}, "epoch"),
              args.output_dir / "report.png")  # fmt: skip

@@ -7,6 +7,7 @@ import argparse
 
 from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.model import HfMtConfig
+from hf_mt.option_types import number, whole_number, word
 from hf_mt.scaling import Cluster, efficiency_table, size_of, volume_table
 
 
@@ -24,10 +25,13 @@ HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_la
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("configs", nargs="*", help="beside Transformer base and big; those that name vocab_size")
-    parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--tokens", type=int, default=25000, help="source, and as many target tokens a GPU and step")
-    parser.add_argument("--peak_share", type=float, default=0.4, help="of the peak, that arithmetic reaches")
+    parser.add_argument("configs", type=word, nargs="*",
+                        help="beside Transformer base and big; those that name vocab_size")  # fmt: skip
+    parser.add_argument("--gpus", nargs="+", type=whole_number(1, 10**6), default=[1, 8, 64])
+    parser.add_argument("--tokens", type=whole_number(1, 10**9), default=25000,
+                        help="source, and as many target tokens a GPU and step")  # fmt: skip
+    parser.add_argument("--peak_share", type=number(0.001, 1), default=0.4,
+                        help="of the peak, that arithmetic reaches")  # fmt: skip
     args = parser.parse_args()
     experiments = [parse_experiment([path]) for path in args.configs]
     sizes = [size_of(experiment.name, HfMtConfig(**experiment.architecture)) for experiment in experiments]

@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from hf_mt.experiment import run_script
+from hf_mt.option_types import limited, number, whole_number, word
 from hf_mt.progress import quiet_libraries
 from hf_mt.ray_job import translate_with_ray
 from hf_mt.shards import SHARD_SIZE
@@ -27,11 +28,14 @@ def parse() -> argparse.Namespace:
     add_translator_options(parser)
     add_input_options(parser)
     add_search_options(parser)
-    parser.add_argument("--output", required=True, help="where to write")
-    parser.add_argument("--shard_size", type=int, default=SHARD_SIZE, help="lines that an actor translates at a time")
-    parser.add_argument("--actors", type=int, help="how many; default: as many as there is room for")
-    parser.add_argument("--num_cpus", type=float, default=1, help="processors of an actor")
-    parser.add_argument("--num_gpus", type=float, help="GPUs of an actor; default: 1, if the cluster has any")
+    parser.add_argument("--output", type=word, required=True, help="where to write")
+    parser.add_argument("--shard_size", type=limited("shard_size"), default=SHARD_SIZE,
+                        help="lines that an actor translates at a time")  # fmt: skip
+    parser.add_argument("--actors", type=whole_number(1, 10**6),
+                        help="how many; default: as many as there is room for")  # fmt: skip
+    parser.add_argument("--num_cpus", type=number(0, 10**6), default=1, help="processors of an actor")
+    parser.add_argument("--num_gpus", type=number(0, 10**6),
+                        help="GPUs of an actor; default: 1, if the cluster has any")  # fmt: skip
     return parser.parse_args()
 
 

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "hf_mt"
 
 # what a sentence passes through, in order; a module imports only from its own stage and from those above
 _STAGES = """
-arguments: key_rules settings arguments experiment run_folder text_files
+arguments: key_rules errors settings arguments search_limits option_types experiment run_folder text_files
 corpora: cldr pair_files corpora
-tokenization: tokenization
+tokenization: tokenization pretrained
 data: batching data data_table pair_stream streaming
 model: model
 translation: hardware search generation loading sentences hypotheses translation

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import re
+import sys
 
 import pytest
 from transformers import PreTrainedConfig
@@ -41,6 +42,18 @@ def message_of(*words):
 
 def yaml_message(folder, text):
     return message_of(str(write(folder, text)))
+
+
+def test_secrets_are_taken_out_of_the_command_line(monkeypatch):
+    words = ["train.py", *LANGUAGES, "--token", "hf_1", "--hub-token=hf_2", "--run_name", "hf_3"]
+    monkeypatch.setattr("sys.argv", list(words))
+    experiment = parse_experiment()
+    assert experiment.model.token == "hf_1" and experiment.training.hub_token == "hf_2"
+    assert sys.argv == [*words[:5], "--token", "***", "--hub-token=***", "--run_name", "hf_3"]
+    monkeypatch.setattr("sys.argv", ["train.py", "--token"])
+    with pytest.raises(InputError, match="--token needs a value"):
+        parse_experiment()
+    assert sys.argv == ["train.py", "--token"]
 
 
 # Precedence and places

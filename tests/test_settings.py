@@ -172,7 +172,7 @@ def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
 
 
 @WITH_FOLDER
-@given(value=TEXT)
+@given(value=TEXT.filter(lambda text: "\0" not in text))
 def test_any_text_survives_file_and_command_line(tmp_path, value):
     (setting,) = read_yaml(write(tmp_path, f"source_prefix: {yaml_value(value)}  # comment\n")).values()
     assert convert(setting.raw, str) == convert(setting.raw, str | None) == value
@@ -198,7 +198,7 @@ def test_text_that_plain_json_would_break(tmp_path, text):
             assert read_yaml(path)["a"].raw == text
 
 
-@given(value=NUMBERS)
+@given(value=NUMBERS.filter(lambda number: isinstance(number, float) or abs(number) < 2**63))
 def test_any_number_survives(value):
     assert convert(yaml_value(value), type(value)) == value == yaml.safe_load(yaml_value(value))
 

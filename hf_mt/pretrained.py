@@ -1,0 +1,107 @@
+"""Pretrained models, from folders and from the Hub: weights as safetensors alone, and all of them.
+
+- A pickle (`pytorch_model.bin`, `*.pt`) can hold a program, so none is ever read. For a repository that has nothing
+  else, transformers looks for the conversion that the Hub itself offers.
+- transformers gives weights that a file lacks random values, and warns; such a model would write nonsense.
+- Code beside a model runs only where `trust_remote_code` says so.
+"""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from hf_mt.arguments import InputError
+
+
+logger = logging.getLogger(__name__)
+
+PICKLE = re.compile(r"\.(bin|pt|pth|pkl|ckpt)$")
+OF_TRAINING = re.compile("optimizer|scheduler|rng_state|scaler|training_args")  # no weights
+CONVERSION = (
+    'On a machine where a pickle may do no harm, AutoModelForSeq2SeqLM.from_pretrained("{name}", '
+    'use_safetensors=False).save_pretrained("converted") writes safetensors; copy the tokenizer to it'
+)
+
+
+def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """A model of transformers, ours or not, with its weights; a local folder is read without the network.
+
+    Args:
+        name: A folder, or a name on the Hub.
+        trust_remote_code: Whether code that comes with the model may run.
+        **options: Of `from_pretrained`, such as `revision`, `token` and `dtype`.
+
+    Raises:
+        InputError: There is no such model, its weights are a pickle, broken, incomplete or of other shapes, or its
+            configuration can't be read.
+    """
+    is_here = os.path.exists(name)  # False for names that no file can have
+    if is_here:
+        _check_folder(Path(name))
+    try:
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+            name,
+            local_files_only=is_here,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except Exception as error:  # a damaged file makes transformers and safetensors raise whatever comes
+        where = "can't be loaded" if is_here else "is no folder here, and can't be loaded from the Hub"
+        raise InputError(f"model {name!r} {where}: {_reason(error)}{_hint(name, error)}") from error
+    if info["missing_keys"]:
+        raise InputError(f"model {name!r} lacks weights: {_some(info['missing_keys'])}; the folder is not whole")
+    if info["unexpected_keys"]:
+        logger.warning("model %r has weights that are not used: %s", name, _some(info["unexpected_keys"]))
+    return model
+
+
+def placed(model: PreTrainedModel, device: str | torch.device | None, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model on a device and in a type of numbers; None leaves it as it is.
+
+    Raises:
+        InputError: There is no such device here, or the model does not fit on it.
+    """
+    try:
+        return model.to(**{name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None})
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        here = torch.accelerator.current_accelerator() or "none"
+        told = str(error).splitlines()[0][:300]
+        raise InputError(
+            f"device {str(device)[:50]!r} can't be used: {told}; this machine's accelerator: {here}"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    missing = [] if "config.json" in present else ["config.json"]
+    if not any(name.startswith("model") and ".safetensors" in name for name in present):
+        missing.append("weights (model.safetensors)")
+    if missing:
+        inside = ", ".join(present) or "nothing"
+        pickles = [name for name in present if PICKLE.search(name) and not OF_TRAINING.match(name)]
+        told = f". {pickles[0]} is a pickle, which is never read. {CONVERSION.format(name=folder)}" if pickles else ""
+        raise InputError(
+            f"{folder} lacks {' and '.join(missing)}; in it: {inside}. Name a folder with a saved model{told}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the wrapping of transformers' validators."""
+    told = str(error.__cause__ or error) or str(error)
+    return told if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {told}"
+
+
+def _hint(name: str, error: Exception) -> str:
+    return f"\n{CONVERSION.format(name=name)}" if "use_safetensors" in str(error) else ""
+
+
+def _some(names: Any, most: int = 5) -> str:
+    listed = sorted(map(str, names))
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
