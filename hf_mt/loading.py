@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.arguments import InputError
+from hf_mt.pretrained import load_seq2seq
+from hf_mt.tokenization import load_tokenizer
 
 
-WEIGHTS = re.compile(r"(pytorch_)?model.*\.(safetensors|bin|index\.json)")
+WEIGHTS = re.compile(r"model.*\.(safetensors|index\.json)")
 # what a translation depends on, of all that a run folder holds
 READ = re.compile(
     rf"{WEIGHTS.pattern}|(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|vocab.*|merges)\.\w+"
@@ -31,33 +33,13 @@ def load(
     Raises:
         InputError: There is no such model, or the folder lacks its files.
     """
-    folder = Path(name)
-    if folder.exists():
-        _check_folder(folder)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    options["local_files_only"] = folder.exists()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=dtype_of(dtype) or "auto", **options)
-    except (OSError, ValueError) as error:
-        where = "can't be loaded" if folder.exists() else "is no folder here, and can't be loaded from the Hub"
-        raise InputError(f"model {name!r} {where}: {error}") from error
-    return model, tokenizer
+    return load_seq2seq(name, dtype=dtype_of(dtype) or "auto", **options), load_tokenizer(name, **options)
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype that has this name."""
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-def _check_folder(folder: Path) -> None:
-    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    missing = [] if "config.json" in present else ["config.json"]
-    if not any(WEIGHTS.fullmatch(name) for name in present):
-        missing.append("weights (model.safetensors)")
-    if missing:
-        inside = ", ".join(present) or "nothing"
-        raise InputError(f"{folder} lacks {' and '.join(missing)}; in it: {inside}. Name a folder with a saved model")
 
 
 def model_identity(name: str, model: PreTrainedModel) -> dict[str, str]:

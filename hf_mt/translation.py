@@ -25,6 +25,8 @@ from hf_mt.generation import GeneratedBatch, generate_batch, is_search, length_l
 from hf_mt.hardware import side_by_side
 from hf_mt.hypotheses import Hypothesis, Tally, join_parts
 from hf_mt.loading import choose_languages, dtype_of, load
+from hf_mt.pretrained import placed
+from hf_mt.search_limits import check_limits
 from hf_mt.sentences import pack
 
 
@@ -70,8 +72,7 @@ class Translator:
             device = device or torch.accelerator.current_accelerator() or "cpu"
         if tokenizer is None:
             raise InputError("a model object comes without its tokenizer: Translator(model, tokenizer)")
-        asked = {"device": device, "dtype": dtype_of(dtype)}
-        self.model = model.to(**{name: value for name, value in asked.items() if value is not None})
+        self.model = placed(model, device, dtype_of(dtype))
         self.tokenizer = tokenizer
         self.source_prefix = source_prefix
         self.language_options: dict[str, int] = {}
@@ -174,6 +175,7 @@ class Translator:
                 `max_source_tokens` (the most tokens of a line; by default the positions of the encoder, if it has a
                 table of them), `long_lines` ("refuse", the default, or "split"), and options of `generate`.
         """
+        check_limits(nbest=nbest, block_size=block_size)
         lines, counted = iter(lines), Tally() if tally is None else tally
         with _progress(show_progress, None) as advance:
             while block := list(islice(lines, block_size)):
@@ -226,7 +228,16 @@ class Translator:
         long_lines: Literal["refuse", "split"] = "refuse",
         **generation: Any,
     ) -> list[list[Hypothesis]]:
-        _check_counts(num_beams=num_beams, num_return_sequences=num_return_sequences, max_new_tokens=max_new_tokens)
+        check_limits(
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            tokens_per_batch=tokens_per_batch,
+            max_length_a=max_length_a,
+            max_length_b=max_length_b,
+            max_new_tokens=max_new_tokens,
+            max_source_tokens=max_source_tokens,
+            length_penalty=generation.get("length_penalty"),
+        )
         _check_long_lines(long_lines, several=num_return_sequences > 1 or return_scores)
         if max_new_tokens is not None:
             max_length_a, max_length_b = 0.0, max_new_tokens
@@ -319,12 +330,6 @@ class Translator:
         scores = [None] * len(texts) if batch.scores is None else batch.scores.tolist()
         flat = [Hypothesis(*parts) for parts in zip(texts, scores, batch.finished.tolist(), strict=True)]
         return [flat[start : start + n] for start in range(0, len(flat), n)]
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name} is {count}; it must be 1 or more")
 
 
 def _check_long_lines(long_lines: str, several: bool) -> None:

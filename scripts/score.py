@@ -8,9 +8,9 @@ per token of all pairs, and the perplexity, go to standard error.
 
 import argparse
 import sys
-from pathlib import Path
 
 from hf_mt.experiment import run_script
+from hf_mt.option_types import limited, path_name
 from hf_mt.pair_files import read_lines
 from hf_mt.progress import quiet_libraries
 from hf_mt.scoring import corpus_perplexity, score_pairs
@@ -20,16 +20,17 @@ from hf_mt.translator_options import add_translator_options, translator_from
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add_translator_options(parser)
-    parser.add_argument("--source", required=True, help="UTF-8 text, a sentence a line")
-    parser.add_argument("--target", required=True, help="its translations, as many lines")
-    parser.add_argument("--tokens_per_batch", type=int, default=16384, help="padded tokens of the longer side")
+    parser.add_argument("--source", type=path_name, required=True, help="UTF-8 text, a sentence a line")
+    parser.add_argument("--target", type=path_name, required=True, help="its translations, as many lines")
+    parser.add_argument("--tokens_per_batch", type=limited("tokens_per_batch"), default=16384,
+                        help="padded tokens of the longer side")  # fmt: skip
     return parser.parse_args()
 
 
 def main() -> None:
     quiet_libraries()
     args = vars(parse())
-    sources, targets = (read_lines(Path(args[side])) for side in ("source", "target"))
+    sources, targets = (read_lines(args[side]) for side in ("source", "target"))
     translator = translator_from(args)
     scores = score_pairs(translator, sources, targets, tokens_per_batch=args["tokens_per_batch"])
     for score in scores:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from hf_mt.experiment import run_script
 from hf_mt.hardware import prepare_hardware
+from hf_mt.option_types import any_text, limited, word
 from hf_mt.progress import quiet_libraries
 from hf_mt.shards import translate
 from hf_mt.translator_options import (
@@ -30,12 +31,16 @@ from hf_mt.translator_options import (
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add_translator_options(parser)
-    parser.add_argument("sentences", nargs="*", help="sentences to translate, instead of --input")
+    parser.add_argument("sentences", type=any_text, nargs="*", help="sentences to translate, instead of --input")
     add_input_options(parser)
     add_search_options(parser)
-    parser.add_argument("--nbest", type=int, default=0, help="hypotheses a line, as: index ||| hypothesis ||| score")
-    parser.add_argument("--output", default="-", help="where to write; - (the default): standard output")
-    parser.add_argument("--shard_size", type=int, help="lines of a shard; default: 20000 for several processes")
+    parser.add_argument(
+        "--nbest", type=limited("nbest"), default=0, help="hypotheses a line, as: index ||| hypothesis ||| score"
+    )
+    parser.add_argument("--output", type=word, default="-", help="where to write; - (the default): standard output")
+    parser.add_argument(
+        "--shard_size", type=limited("shard_size"), help="lines of a shard; default: 20000 for several processes"
+    )
     return parser.parse_intermixed_args()  # options may stand before the sentences
 
 
