@@ -28,7 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TranslationCollator, training_sampler
-from hf_mt.checkpoints import checkpoints, verify_checkpoint, whole_checkpoint
+from hf_mt.checkpoints import checkpoints, state_without_code, verify_checkpoint, whole_checkpoint
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.evaluation_loop import Scores, TranslationEvaluator
 from hf_mt.interruption import EvaluationInterrupted, Interruption
@@ -243,6 +243,14 @@ class TranslationTrainer(TranslationEvaluator):
 
     # ---- checkpoints
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Model and tokenizer; not the arguments, a pickle that nobody reads and that would hold the Hub token."""
+        folder = output_dir or self.args.output_dir
+        whole = state_dict and without_ties(self.model, state_dict)
+        self.model.save_pretrained(folder, state_dict=whole, is_main_process=self.args.should_save)
+        if self.args.should_save:
+            self.tokenizer.save_pretrained(folder)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As transformers', but written aside, with a manifest, and renamed when it is whole."""
         run_folder = Path(self._get_output_dir(trial))
@@ -275,9 +283,6 @@ class TranslationTrainer(TranslationEvaluator):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict and without_ties(self.model, state_dict))
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None:
@@ -304,7 +309,8 @@ class TranslationTrainer(TranslationEvaluator):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; afterwards the model has the weights to keep: best, moving average, or mean of the last
         checkpoints where that is better on the development set."""
-        output = super().train(*args, **kwargs)
+        with state_without_code():
+            output = super().train(*args, **kwargs)
         if self.interruption.happened:
             return output
         if self.average is not None:
