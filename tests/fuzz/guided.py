@@ -1,6 +1,6 @@
 """A search for input that ends in anything but a result or a refusal, guided by the lines that it reaches.
 
-    pip install atheris && python tests/fuzz/guided.py yaml -max_total_time=60
+    pip install atheris && python tests/fuzz/guided.py yaml -max_total_time=60 -rss_limit_mb=8192
 
 Targets: text, tsv, jsonl, yaml, values, words, options. What follows them is libFuzzer's. Nothing found: it ends by
 itself with exit code 0; otherwise with a traceback, and the input in a file crash-*.
