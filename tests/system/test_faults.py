@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_scripts import run, write_pairs
 
 from hf_mt.checkpoints import checkpoints, verify_checkpoint
 
@@ -126,17 +129,11 @@ def training(config: Path, folder: Path, *options: object) -> Iterator[subproces
             program.communicate()
 
 
-def run(config: Path, folder: Path, *options: object) -> tuple[int, str]:
-    words = command(ROOT / "scripts/train.py", config, "--output_dir", folder, *options)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240, cwd=ROOT)
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(config: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(config: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     with training(config, folder, "--max_steps", 100_000) as program:
-        code, told = run(config, folder, "--max_steps", 100_000)
-        assert code == 2 and "is in use by a training that is running now" in told, told
+        code, _, err = run("train", config, "--output_dir", folder, "--max_steps", 100_000, capsys=capsys)
+        assert code == 2 and "is in use by a training that is running now" in err
         start = time.monotonic()
         program.send_signal(signal.SIGTERM)
         told = program.communicate(timeout=60)[0]
@@ -145,24 +142,35 @@ def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(config: Path, tmp_p
     verify_checkpoint(last)
     step = int(last.name.removeprefix("checkpoint-"))
     assert f"Stopped at step {step}; the same command goes on from there" in told
-    code, told = run(config, folder, "--max_steps", step + 5)
-    assert code == 0 and f"Resuming from {last}" in told, told
+    code, out, err = run("train", config, "--output_dir", folder, "--max_steps", step + 5, capsys=capsys)
+    assert code == 0 and f"Resuming from {last}" in out, err
 
 
-def test_damage_and_a_changed_config_are_refused_with_the_remedy(config: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with training(config, folder):
-        pass  # killed
-    *_, older, last = checkpoints(folder)
+def test_damage_and_a_changed_config_are_refused_with_the_remedy(config: Path, tmp_path: Path, capsys: Any) -> None:
+    folder, start = tmp_path / "run", partial(run, "train", config, "--output_dir", tmp_path / "run", capsys=capsys)
+    assert start("--max_steps", 8)[0] == 0
+    (folder / "all_results.json").unlink()  # as if it had not come to its end
+    older, last = checkpoints(folder)
     optimizer = last / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-100])
-    code, told = run(config, folder)
-    assert code == 2 and "optimizer.pt has" in told and f"go on from {older.name}" in told, told
-    assert "Traceback" not in told
-    code, told = run(config, folder, "--learning_rate", "3e-3")
-    assert code == 2 and "learning_rate: 0.01 -> 0.003" in told
-    for path in sorted(last.rglob("*"), reverse=True):
-        path.unlink()
-    last.rmdir()
-    code, told = run(config, folder, "--max_steps", int(older.name.removeprefix("checkpoint-")) + 4)
-    assert code == 0 and f"Resuming from {older}" in told, told
+    code, _, err = start("--max_steps", 8)
+    assert code == 2 and "optimizer.pt has" in err and f"go on from {older.name}" in err and "Traceback" not in err
+    code, _, err = start("--max_steps", 8, "--learning_rate", "3e-3")
+    assert code == 2 and "learning_rate: 0.01 -> 0.003" in err
+    code, _, err = start("--max_steps", 8, "--max_train_samples", 150)
+    assert code == 2 and "max_train_samples: None -> 150" in err
+    shutil.rmtree(last)
+    code, out, _ = start("--max_steps", 8)
+    assert code == 0 and f"Resuming from {older}" in out
+
+
+def test_other_texts_in_the_same_files_are_refused(config: Path, tmp_path: Path, capsys: Any) -> None:
+    words = [write_pairs(tmp_path, name, b"1 2\n3 4 5\n6\n7 8\n" * 9, b"1 2\n3 4 5\n6\n7 8\n" * 9) for name in "td"]
+    files = ("--dataset_name", "None", "--source_lang", "en", "--target_lang", "de", "--drop_duplicates", "false")
+    files = (*files, "--train_file", words[0], "--validation_file", words[1], "--max_steps", 4)
+    start = partial(run, "train", config, *files, "--output_dir", tmp_path / "run", capsys=capsys)
+    assert start()[0] == 0
+    (tmp_path / "run" / "all_results.json").unlink()
+    write_pairs(tmp_path, "t", b"9 9\n3 4 5\n6\n7 8\n" * 9, b"9 9\n3 4 5\n6\n7 8\n" * 9)
+    code, _, err = start()
+    assert code == 2 and "the sentences of train are other ones" in err, err
