@@ -4,10 +4,14 @@
 - Processes get the signal at different moments, so they ask each other before one of them leaves a step or an
   evaluation: `Interruption.agreed` is a small sum over all processes, which one alone never waits for.
 - A second signal ends the program at once, as if there were no handler.
+- `accelerate launch` with one process does not pass the signal on: Linux does it, when the launcher has ended.
 """
 
+import ctypes
 import logging
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -19,6 +23,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 128 + signal.SIGTERM  # 143, as a shell reports it
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def end_with_launcher() -> None:
+    """Asks Linux for SIGTERM here when the launcher ends, so that no training goes on unseen and unasked for."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by every launch
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class EvaluationInterrupted(Exception):

@@ -20,7 +20,7 @@ from hf_mt.evaluation_loop import with_texts
 from hf_mt.experiment import Experiment, parse_experiment, run_script
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
-from hf_mt.interruption import EXIT_CODE
+from hf_mt.interruption import EXIT_CODE, end_with_launcher
 from hf_mt.models import check_architecture, load_or_build_model
 from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
@@ -35,6 +35,7 @@ from hf_mt.training import TranslationTrainer
 
 def main() -> None:
     experiment = parse_experiment()
+    end_with_launcher()
     prepare_hardware(experiment.training.cpu_threads)
     quiet_libraries()
     check_architecture(experiment)

@@ -110,10 +110,16 @@ def test_a_run_that_is_killed_thirty_times_becomes_the_undisturbed_one(config: P
     assert log_of(early) != log_of(late)  # control: other checkpoints are told apart
 
 
+LAUNCH = ["-m", "accelerate.commands.launch", "--quiet", "--config_file"]
+
+
 @contextmanager
-def training(config: Path, folder: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
-    """A training as a program, past its second checkpoint."""
-    words = command(ROOT / "scripts/train.py", config, "--output_dir", folder, *options)
+def training(
+    config: Path, folder: Path, *options: object, profile: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A training as a program, launched by a profile or started directly, past its second checkpoint."""
+    launcher = [*LAUNCH, ROOT / "configs/accelerate" / profile] if profile else []
+    words = command(*launcher, ROOT / "scripts/train.py", config, "--output_dir", folder, *options)
     program = subprocess.Popen(
         words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     )
@@ -144,6 +150,20 @@ def test_sigterm_saves_and_a_second_run_is_refused_meanwhile(config: Path, tmp_p
     assert f"Stopped at step {step}; the same command goes on from there" in told
     code, out, err = run("train", config, "--output_dir", folder, "--max_steps", step + 5, capsys=capsys)
     assert code == 0 and f"Resuming from {last}" in out, err
+
+
+@pytest.mark.parametrize("profile", ["cpu.yaml", pytest.param("ddp_cpu.yaml", marks=pytest.mark.slow)])
+def test_sigterm_for_the_launcher_is_one_for_the_training(
+    profile: str, config: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "run"
+    with training(config, folder, "--max_steps", 100_000, profile=profile) as program:
+        program.terminate()
+        told = program.communicate(timeout=60)[0]  # until all that write to it have ended
+    last = checkpoints(folder)[-1]
+    verify_checkpoint(last)
+    step = int(last.name.removeprefix("checkpoint-"))
+    assert f"Stopped at step {step}; the same command goes on from there" in told, told
 
 
 def test_damage_and_a_changed_config_are_refused_with_the_remedy(config: Path, tmp_path: Path, capsys: Any) -> None:
