@@ -9,9 +9,9 @@ Rules about single keys that no type can state: which may change when a run goes
 # May change when a run goes on: how long it trains, what it writes and shows, what machine it runs on.
 _FREE = """
 output_dir run_name project token trust_remote_code attn_implementation preprocessing_num_workers dry_run
-num_train_epochs max_steps early_stopping_patience num_processes
+num_train_epochs max_steps early_stopping_patience non_finite_steps num_processes
 eval_strategy eval_steps eval_delay eval_on_start eval_tokens_per_batch num_samples_shown
-save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint
+save_strategy save_steps save_total_limit save_only_model save_on_each_node
 logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
 log_level_replica report_to disable_tqdm cpu_threads card_license card_samples
 include_num_input_tokens_seen skip_memory_metrics debug
@@ -46,6 +46,7 @@ REPLACED = {
     "sortish_sampler": _OURS,
     "auto_find_batch_size": _OURS + "; --dry_run shows the memory that they need",
     "dataloader_drop_last": _OURS + " and none is dropped",
+    "enable_jit_checkpoint": "SIGTERM always saves, within the step that it comes in",
     "dataloader_in_order": _OURS + " and must keep their order",
     "remove_unused_columns": "the data has no column but those in use",
     "prediction_loss_only": _EVALUATION + "; use predict_with_generate",
