@@ -231,10 +231,13 @@ class TranslationTrainer(TranslationEvaluator):
     def _make_up_for_evaluation(self, trial: Any, ignore_keys: list[str] | None) -> None:
         """Evaluates at the step of the checkpoint that training goes on from, if SIGTERM came in the way then."""
         step, args = self.state.global_step, self.args
-        at_steps = args.eval_strategy == IntervalStrategy.STEPS and step % self.state.eval_steps == 0
-        at_epoch = args.eval_strategy == IntervalStrategy.EPOCH and step % self._steps_per_epoch() == 0
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            due = step % self.state.eval_steps == 0 and args.eval_delay <= step
+        else:
+            due = args.eval_strategy == IntervalStrategy.EPOCH and step % self._steps_per_epoch() == 0
+            due = due and args.eval_delay <= self.state.epoch
         done = any(row["step"] == step and "eval_loss" in row for row in self.state.log_history)
-        if step and (at_steps or at_epoch) and not done:
+        if step and due and not done:
             self._determine_best_metric(self._evaluate(trial, ignore_keys), trial)
             self._point_to_best(Path(self._get_output_dir(trial)))
 

@@ -56,6 +56,12 @@ use_cpu: true
 """
 
 
+def tiny(**changes: object) -> str:
+    """The configuration with other values; None leaves a key out."""
+    keys = {**dict(line.split(": ") for line in TINY.split("\n") if line), **changes}
+    return "".join(f"{key}: {value}\n" for key, value in keys.items() if value is not None)
+
+
 ARCHITECTURE = ("vocab_size", "d_model", "encoder_", "decoder_", "dropout")
 TUNING = "".join(f"{line}\n" for line in TINY.splitlines() if not line.startswith(ARCHITECTURE))
 

@@ -304,6 +304,16 @@ def test_evaluating_changes_nothing_of_training(data: PreparedData, tokenizer: A
     assert same(ends[0], ends[1]) and same(ends[1], ends[2])
 
 
+@pytest.mark.parametrize("strategy, delay, steps", [("steps", 7, [9]), ("epoch", 2, [12]), ("epoch", 0, [6, 12])])
+def test_an_evaluation_that_is_not_due_is_not_made_up_for(
+    strategy: str, delay: int, steps: list[int], data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "eval_strategy": strategy, "eval_delay": delay, "max_steps": max(steps)}
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, **settings))
+    run.train()
+    assert [step for step, *_ in _scores(run)] == steps
+
+
 @pytest.mark.parametrize("moment", ["a step", "a step before an evaluation", "an evaluation"])
 def test_sigterm_saves_where_it_comes_and_nothing_is_lost(
     moment: str, data: PreparedData, tokenizer: Any, tmp_path: Path

@@ -16,44 +16,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_scripts import run, write_pairs
+from test_scripts import run, tiny, write_pairs
 
 from hf_mt.checkpoints import checkpoints, verify_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
 KILLS = 30
-CONFIG = """
-dataset_name: toy_copy
-source_lang: src
-target_lang: tgt
-vocab_size: 30
-cldr_train_size: 200
-cldr_validation_size: 13
-cldr_test_size: 5
-d_model: 16
-encoder_layers: 1
-decoder_layers: 1
-encoder_attention_heads: 2
-decoder_attention_heads: 2
-encoder_ffn_dim: 32
-decoder_ffn_dim: 32
-dropout: 0.1
-max_steps: 120
-tokens_per_batch: 256
-learning_rate: 1e-2
-warmup_steps: 0
-logging_steps: 1
-eval_strategy: steps
-eval_steps: 4
-save_strategy: steps
-save_steps: 4
-save_total_limit: 2
-ema_decay: 0.9
-num_samples_shown: 0
-cpu_threads: 1
-use_cpu: true
-"""
+CONFIG = tiny(dropout=0.1, max_steps=120, eval_steps=4, save_steps=4, save_total_limit=2, num_samples_shown=0)
 TIMES = {"train_seconds", "target_tokens_per_second", "eval_runtime", "eval_samples_per_second"}
 TIMES |= {"eval_steps_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 

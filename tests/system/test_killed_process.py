@@ -9,34 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_scripts import tiny
 
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", ROOT / "configs/accelerate/ddp_cpu.yaml")
-CONFIG = """
-dataset_name: toy_copy
-source_lang: src
-target_lang: tgt
-vocab_size: 30
-cldr_train_size: 200
-cldr_validation_size: 13
-cldr_test_size: 11
-d_model: 16
-encoder_layers: 1
-decoder_layers: 1
-encoder_attention_heads: 2
-decoder_attention_heads: 2
-encoder_ffn_dim: 32
-decoder_ffn_dim: 32
-tokens_per_batch: 256
-warmup_steps: 0
-eval_strategy: "no"
-load_best_model_at_end: false
-save_strategy: steps
-save_steps: 3
-cpu_threads: 1
-use_cpu: true
-"""
+CONFIG = tiny(ema_decay=None, eval_strategy="no", load_best_model_at_end="false", max_steps=None, eval_steps=None)
 
 
 def worker(launcher: psutil.Process, rank: int) -> psutil.Process:
