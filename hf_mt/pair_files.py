@@ -202,6 +202,8 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 
 
 def _open(path: Path) -> BinaryIO:
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a pipe or a device, which can be read once at most; write its lines to a file.")
     try:
         return path.open("rb")
     except FileNotFoundError as error:

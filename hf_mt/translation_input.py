@@ -52,6 +52,8 @@ class TextFile:
 
     def __init__(self, name: str):
         self.name, self.path = name, Path(name)
+        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+            raise InputError(f"{name} is a pipe or a device, not a file; pipe it into standard input, without --input")
         try:
             self.path.open("rb").close()
         except OSError as error:

@@ -233,11 +233,13 @@ def test_a_good_file_is_not_refused(tmp_path: Path, name: str, content: bytes) -
         ("train.csv", r"train\.csv\.en does not exist"),
         ("folder", r"folder\.en can't be read: Is a directory"),
         ("missing.parquet", r"missing\.parquet does not exist"),
+        ("pipe", r"pipe\.en is a pipe or a device"),
     ],
 )
 def test_a_missing_file_is_refused_with_what_there_is(tmp_path: Path, name: str, message: str) -> None:
     write_text_pairs(tmp_path, PAIRS)
     (tmp_path / "folder.en").mkdir()
+    os.mkfifo(tmp_path / "pipe.en")  # opening it would wait for who writes
     assert train_pairs(train_file=str(tmp_path / "train")) == PAIRS  # control
     with pytest.raises(InputError, match=message):
         train_pairs(train_file=str(tmp_path / name))

@@ -386,6 +386,7 @@ def test_script_writes_nbest_lists(saved: Path, script: Run) -> None:
     [
         (["MISSING"], b"", "no folder here"),
         (["RUN", "--input", "MISSING"], b"", "can't be read"),
+        (["RUN", "--input", "/dev/null"], b"", "is a pipe or a device"),
         (["RUN"], b"w4\nw5\xff\n", "standard input, line 2"),
         (["RUN", "--num_beam", "2"], b"w4\n", "error:"),
         (["RUN", "--target_lang", "fr"], b"w4\n", "knows no languages"),
