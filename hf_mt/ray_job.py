@@ -7,6 +7,7 @@
 - Ray repeats the shards of a machine that was lost. A job that was ended begins anew; `hf_mt.shards` would go on.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -119,8 +120,7 @@ def _run(
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     resources = ray.cluster_resources()
     num_gpus = num_gpus if num_gpus is not None else min(1, resources.get("GPU", 0))
-    room = resources.get("GPU", 0) // num_gpus if num_gpus else resources.get("CPU", 1) // num_cpus
-    pool = ray.data.ActorPoolStrategy(size=actors or max(1, min(int(room), len(rows))))
+    pool = ray.data.ActorPoolStrategy(size=actors or min(_room(resources, num_cpus, num_gpus), len(rows)))
     shards = ray.data.from_items(rows, override_num_blocks=len(rows))
     results = shards.map_batches(
         ShardTranslator,
@@ -131,6 +131,12 @@ def _run(
         num_gpus=num_gpus or None,
     )
     yield from results.iter_rows()
+
+
+def _room(resources: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
+    """How many actors fit on a cluster; one if none does, which waits for what it lacks."""
+    scarce, share = ("GPU", num_gpus) if num_gpus else ("CPU", num_cpus or 1)
+    return max(1, int(resources.get(scarce, 0) // share))
 
 
 def _in_order(rows: Iterator[dict[str, Any]], tally: Tally) -> Iterator[list[Hypothesis]]:
@@ -155,6 +161,6 @@ def _import_ray() -> Any:
 def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with whole paths: actors may have another working directory."""
     return {
-        name: str(Path(value).resolve()) if name in NAMES and value and Path(value).exists() else value
+        name: str(Path(value).resolve()) if name in NAMES and value and os.path.exists(value) else value
         for name, value in options.items()
     }

@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class TextFile:
 
     def __init__(self, name: str):
         self.name, self.path = name, Path(name)
-        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+        if os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name):
             raise InputError(f"{name} is a pipe or a device, not a file; pipe it into standard input, without --input")
         try:
             self.path.open("rb").close()

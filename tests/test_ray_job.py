@@ -94,6 +94,23 @@ def test_rows_out_of_turn_are_an_error(saved: Path, tmp_path: Path, monkeypatch:
         assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.parametrize(
+    ("resources", "num_cpus", "num_gpus", "room"),
+    [
+        ({"CPU": 8.0}, 1, 0, 8),
+        ({"CPU": 8.0}, 3, 0, 2),
+        ({"CPU": 8.0}, 0, 0, 8),
+        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.5, 4),
+        ({"CPU": 8.0}, 1, 1, 1),
+        ({}, 1, 0, 1),
+    ],
+)
+def test_actors_are_as_many_as_there_is_room_for(
+    resources: dict[str, float], num_cpus: float, num_gpus: float, room: int
+) -> None:
+    assert ray_job._room(resources, num_cpus, num_gpus) == room
+
+
 def test_what_ray_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "source").write_text("w4\n", "utf-8")
     source = {"input": str(tmp_path / "source")}
