@@ -22,7 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_mt.batching import TokenBatchSampler
 from hf_mt.data import PreparedData, pair_lengths
 from hf_mt.generation import generate_batch, is_search, length_limits
-from hf_mt.hardware import side_by_side
+from hf_mt.hardware import release_freed_memory, side_by_side
 from hf_mt.interruption import EvaluationInterrupted, Interruption
 from hf_mt.losses import loss_sums
 from hf_mt.model.loss_hf_mt import LossSums
@@ -84,6 +84,7 @@ class TranslationEvaluator(Seq2SeqTrainer):
                 break
         if self.interruption.agreed():
             raise EvaluationInterrupted
+        release_freed_memory()
         rows = sorted(gather_object(rows))
         totals = self.accelerator.reduce(totals)
         metrics = self._metrics(totals.tolist(), rows, dataloader.dataset)

@@ -4,7 +4,8 @@
   cores, divided by the processes on the machine.
 - Threads that share a small operation wait for each other most of the time: `side_by_side` gives each a batch instead.
 - glibc returns large blocks to the system as soon as they are free and faults them in again at the next step. A
-  training step frees and takes hundreds of megabytes, so a run keeps them.
+  training step frees and takes hundreds of megabytes, so a run keeps them. What an evaluation frees goes back: its
+  threads have heaps of their own, and blocks of other sizes each time, and would pile them up.
 """
 
 import ctypes
@@ -64,6 +65,12 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     values = {"M_TRIM_THRESHOLD": _LARGEST, "M_TOP_PAD": 64 * 2**20, "M_MMAP_MAX": 0}
     return all(mallopt(_MALLOPT[name], value) == 1 for name, value in values.items())
+
+
+def release_freed_memory() -> None:
+    """Gives what is free in every heap of glibc's back to the system, for once; nothing with another allocator."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -1,5 +1,9 @@
-"""Work side by side gives what work in a row gives, and leaves threads as they were."""
+"""Work side by side gives what work in a row gives, and leaves threads as they were; freed memory is kept, or not."""
 
+import json
+import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -61,3 +65,32 @@ def test_samples_are_drawn_in_one_thread(threads: int) -> None:
     model.register_forward_pre_hook(lambda *_: idents.add(threading.get_ident()) or None)
     translator(SENTENCES, do_sample=True, tokens_per_batch=10)
     assert idents == {threading.get_ident()}
+
+
+MEMORY = """
+import json, os, torch
+from hf_mt.hardware import keep_freed_memory, release_freed_memory, side_by_side
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+def work(item):
+    blocks = [torch.ones(2**18) for _ in range(200)]  # 200 MiB in blocks of 1 MiB
+    return len(blocks)
+
+keep_freed_memory()
+torch.set_num_threads(2)
+found = [resident()]
+list(side_by_side(work, range(4)))
+found.append(resident())
+release_freed_memory()
+print(json.dumps([*found, resident()]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_kept_until_it_is_released() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    before, kept, released = json.loads(done.stdout)
+    assert kept > before + 150  # control: MiB that nobody uses
+    assert released < before + 50
