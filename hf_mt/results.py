@@ -6,6 +6,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ from hf_mt.environment import environment
 from hf_mt.experiment import Experiment
 from hf_mt.hardware import machine
 from hf_mt.scores import write_sentence_scores
-from hf_mt.slices import write_analysis
+from hf_mt.slices import describe_outputs, write_analysis
 from hf_mt.text_files import one_line, write_whole
 from hf_mt.training import TranslationTrainer
 
 
 def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Dataset | None) -> dict[str, Any]:
-    """Evaluates the kept weights, translates the test set with beams, and saves model, translations and results.
+    """Evaluates the kept weights by every score, translates the test set with beams, and saves model, translations
+    and results.
 
     Returns:
         What `all_results.json` holds.
     """
     args = experiment.training
+    trainer.score = partial(describe_outputs, tokenized=args.tokenized_scores)
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate(num_beams=args.generation_num_beams)

@@ -126,14 +126,17 @@ def _check_tokenizer(tokenize: str) -> None:
         raise InputError(f"tokenize is {tokenize!r}, which needs more: {' '.join(str(error).split())}") from None
 
 
-def scores_of_tokenized(hypotheses: Sequence[str], references: References) -> dict[str, float | str]:
+def scores_of_tokenized(
+    hypotheses: Sequence[str], references: References, *, metrics: Sequence[str] = METRICS
+) -> dict[str, float | str]:
     """`corpus_scores`, and `bleu_lc_tok`: BLEU of lower-cased tokens as they stand, which papers on such text report.
 
     Raises:
         InputError: As `corpus_scores`.
     """
     tokens = corpus_scores(hypotheses, references, lowercase=True, tokenize="none", metrics=("bleu",))
-    return {**corpus_scores(hypotheses, references, force=True), **{k: v for k, v in tokens.items() if "bleu" in k}}
+    scores = corpus_scores(hypotheses, references, metrics=metrics, force=True)
+    return {**scores, **{k: v for k, v in tokens.items() if "bleu" in k}}
 
 
 def reference_sets(

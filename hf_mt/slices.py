@@ -17,6 +17,7 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 
 from hf_mt.scores import (
+    METRICS,
     References,
     SentenceScore,
     corpus_scores,
@@ -133,16 +134,29 @@ def slice_metrics(sources: Sequence[str], hypotheses: Sequence[str], references:
     return {**signs_of_failure(sources, hypotheses, references), **by_length}
 
 
+def metrics_while_training(best: str | None) -> tuple[str, ...]:
+    """Scores of the evaluations before the last one: not TER, which can take longer than translating, unless `best`,
+    the metric that decides which checkpoint is kept, says so."""
+    kept = (best or "").removeprefix("eval_")
+    return tuple(name for name in METRICS if name != "ter" or name == kept)
+
+
 def describe_outputs(
-    sources: Sequence[str], hypotheses: Sequence[str], references: References, *, tokenized: bool = False
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    tokenized: bool = False,
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, float | str]:
     """Scores, signs of failure and scores by length: all that an evaluation reports about texts.
 
     Args:
         sources, hypotheses, references: As in `sentence_scores`.
         tokenized: Whether the text is tokenised, so that BLEU of its tokens is wanted too.
+        metrics: As in `corpus_scores`.
     """
-    scores = (scores_of_tokenized if tokenized else corpus_scores)(hypotheses, references)
+    scores = (scores_of_tokenized if tokenized else corpus_scores)(hypotheses, references, metrics=metrics)
     return {**scores, **slice_metrics(sources, hypotheses, references)}
 
 

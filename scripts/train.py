@@ -26,7 +26,7 @@ from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
 from hf_mt.sharding import check_sharding
-from hf_mt.slices import describe_outputs
+from hf_mt.slices import describe_outputs, metrics_while_training
 from hf_mt.streaming import load_data
 from hf_mt.summary import summarise
 from hf_mt.tracking import log_results
@@ -64,13 +64,15 @@ def main() -> None:
 def build_trainer(
     experiment: Experiment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedData, **more: Any
 ) -> TranslationTrainer:
+    args = experiment.training
+    metrics = metrics_while_training(args.metric_for_best_model)
     return TranslationTrainer(
         model,
-        experiment.training,
+        args,
         tokenizer,
         train_dataset=data.train,
         eval_dataset=with_texts(data, "validation"),
-        score=partial(describe_outputs, tokenized=experiment.training.tokenized_scores),
+        score=partial(describe_outputs, tokenized=args.tokenized_scores, metrics=metrics),
         label_smoothing=experiment.architecture.get("label_smoothing", 0.0),
         **more,
     )

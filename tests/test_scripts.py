@@ -106,6 +106,10 @@ def test_a_run_from_training_to_translation(config: Path, tmp_path: Path, capsys
     assert {"test_bleu", "test_chrf", "test_bleu_signature", "eval_bleu", "train_target_tokens_per_second"} <= set(
         results
     )
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    evaluations = [row for row in history if "eval_bleu" in row]  # those of training, and the last one
+    assert ["eval_ter" in row for row in evaluations] == [False, False, True]
+    assert {"test_ter", "eval_ter"} <= results.keys()
     assert len((folder / "generated_predictions.txt").read_text().split("\n")) == 11 + 1
 
     code, out, _ = run("train", config, "--output_dir", folder, capsys=capsys)

@@ -9,7 +9,14 @@ import sacrebleu
 
 from hf_mt import InputError
 from hf_mt.scores import corpus_scores, sentence_scores
-from hf_mt.slices import describe_outputs, length_buckets, signs_of_failure, slice_metrics, write_analysis
+from hf_mt.slices import (
+    describe_outputs,
+    length_buckets,
+    metrics_while_training,
+    signs_of_failure,
+    slice_metrics,
+    write_analysis,
+)
 
 
 def texts(lengths: list[int], seed: int = 0) -> list[str]:
@@ -82,6 +89,17 @@ def test_an_evaluation_reports_scores_signs_and_lengths() -> None:
     assert found == {**corpus_scores(HYPOTHESES, REFERENCES), **slice_metrics(SOURCES, HYPOTHESES, REFERENCES)}
     assert {"bleu", "bleu_signature", "repeated", "bleu_words_11-20", "chrf_words_51+"} <= set(found)
     assert "bleu_lc_tok" in describe_outputs(SOURCES, HYPOTHESES, REFERENCES, tokenized=True)
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_an_evaluation_of_training_leaves_out_the_slow_score_alone(tokenized: bool) -> None:
+    texts = SOURCES, HYPOTHESES, REFERENCES
+    whole = describe_outputs(*texts, tokenized=tokenized)
+    quick = describe_outputs(*texts, tokenized=tokenized, metrics=metrics_while_training("bleu"))
+    assert {name: whole[name] for name in quick} == quick
+    assert whole.keys() - quick.keys() == {"ter", "ter_signature"}
+    for best in ("ter", "eval_ter"):
+        assert describe_outputs(*texts, tokenized=tokenized, metrics=metrics_while_training(best)) == whole
 
 
 def test_the_analysis_names_best_and_worst_sentences(tmp_path: Path) -> None:
