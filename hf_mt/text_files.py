@@ -1,13 +1,15 @@
 """Text that is read and written line by line.
 
 - A line of text ends at `\\n` or `\\r\\n` and nowhere else, as in `hf_mt.corpora`, but nothing is held in memory.
-- Files appear whole or not at all: they are written beside their place and moved there.
+- Files appear whole or not at all: they are written beside their place and moved there. Devices and pipes are not
+  replaced.
 """
 
 import codecs
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,17 +47,33 @@ def one_line(text: str) -> str:
 def unfinished(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes its name if the block ends well: a crash never leaves half of one.
 
+    A device or a pipe is written as it is: it would be gone if a file took its name.
+
     Raises:
         InputError: `path` is no name that a file can have.
     """
     if not path.name or "\0" in str(path):
         raise InputError(f"{str(path)!r} is no name of a file; name one to write")
+    if _is_stream(path):
+        yield path
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device or a pipe, or a link of /dev, such as /dev/stdout; links elsewhere are not followed."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False
+    if stat.S_ISLNK(mode):
+        return path.absolute().parts[:2] == ("/", "dev")
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def check_folder(folder: Path) -> None:

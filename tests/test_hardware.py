@@ -93,4 +93,4 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     before, kept, released = json.loads(done.stdout)
     assert kept > before + 150  # control: MiB that nobody uses
-    assert released < before + 50
+    assert released - before < (kept - before) / 2

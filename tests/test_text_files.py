@@ -1,12 +1,13 @@
 """Lines and whole files."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from hf_mt import InputError
-from hf_mt.text_files import one_line, open_output, read_stream
+from hf_mt.text_files import one_line, open_output, read_stream, write_whole
 
 
 def test_a_stream_of_lines_ends_at_line_feeds_alone() -> None:
@@ -38,3 +39,26 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         plain.write(b"half of it")
         raise RuntimeError
     assert path.read_bytes() == b"half of it"
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:
+    """As a device is: a root user's `--output /dev/null` must not put a file in its place."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("old")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (pipe, file):
+        before = path.stat().st_ino
+        with open_output(path) as output:
+            output.write(b"text")
+        assert (path.stat().st_ino == before) == (path == pipe)  # control: a file is a new one
+    assert os.read(reader, 10) == file.read_bytes() == b"text" and pipe.is_fifo()
+    os.close(reader)
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "file"}
+
+
+def test_a_link_of_a_stranger_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / "out").symlink_to(tmp_path / "precious")
+    write_whole(tmp_path / "out", "new")
+    assert (tmp_path / "precious").read_text() == "old" and not (tmp_path / "out").is_symlink()
