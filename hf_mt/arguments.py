@@ -101,6 +101,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     tokenized_scores: bool = _key(False, "report bleu_lc_tok too, for corpora that are tokenised and lower-cased")
     dry_run: bool = _key(False, "build everything, take one step, report, and stop")
     cpu_threads: int | None = _key(None, "threads a process; default: all cores, shared by the processes", least=1)
+    float32_matmul_precision: Literal["highest", "high", "medium"] = _key(
+        "highest", "of products: high rounds their factors to TF32 (GPU), medium to bfloat16 (processors with AMX)"
+    )
     card_license: str | None = _key(None, "licence of the weights, by its name on the Hub, for the model card")
     card_samples: bool = _key(True, "False where the corpus must not be handed on: no sentences in the model card")
     num_train_epochs: float = _key(3.0, "length of training; max_steps overrides it", least=0)

@@ -31,16 +31,39 @@ _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_MAX": -4}  # from m
 _LARGEST = 2**31 - 1  # mallopt takes an int
 
 
-def prepare_hardware(cpu_threads: int | None = None) -> None:
-    """Threads and memory for a run; call it once, before the first tensor of any size.
+def prepare_hardware(cpu_threads: int | None = None, float32_matmul_precision: str = "highest") -> None:
+    """Threads, memory and the precision of products for a run; call it once, before the first tensor of any size.
 
     Args:
         cpu_threads: Threads of this process; None takes the machine's cores, divided by its processes.
+        float32_matmul_precision: As of `torch.set_float32_matmul_precision`; `highest` leaves torch as it is.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if cpu_threads is not None or not torch.accelerator.is_available():
         torch.set_num_threads(cpu_threads or max(1, available_cores() // processes))
     keep_freed_memory()
+    if float32_matmul_precision != "highest":
+        lower_matmul_precision(float32_matmul_precision)
+
+
+def lower_matmul_precision(precision: str) -> None:
+    """Lets products of float32 round their factors, where that makes them faster; says so where it does not.
+
+    Sums stay float32, and so do weights, activations and gradients. A processor without instructions for bfloat16
+    would imitate them, and be slower.
+    """
+    if torch.accelerator.is_available() or (precision == "medium" and _multiplies_bfloat16()):
+        torch.set_float32_matmul_precision(precision)
+        return
+    logger.warning(
+        "float32_matmul_precision: %s has no effect on %s; on a processor it takes medium, and AMX or AVX-512 BF16",
+        precision,
+        machine(),
+    )
+
+
+def _multiplies_bfloat16() -> bool:
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def join_processes(device: str | None = None) -> PartialState:

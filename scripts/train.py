@@ -36,7 +36,7 @@ from hf_mt.training import TranslationTrainer
 def main() -> None:
     experiment = parse_experiment()
     end_with_launcher()
-    prepare_hardware(experiment.training.cpu_threads)
+    prepare_hardware(experiment.training.cpu_threads, experiment.training.float32_matmul_precision)
     quiet_libraries()
     check_architecture(experiment)
     check_sharding(experiment.training)

@@ -94,3 +94,30 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
     before, kept, released = json.loads(done.stdout)
     assert kept > before + 150  # control: MiB that nobody uses
     assert released - before < (kept - before) / 2
+
+
+LOWER = """
+import torch
+from hf_mt.hardware import prepare_hardware
+torch.cpu._is_amx_tile_supported = lambda: {amx}
+torch.cpu._is_avx512_bf16_supported = lambda: False
+torch.accelerator.is_available = lambda: False
+prepare_hardware(1, {precision!r})
+print(torch.get_float32_matmul_precision())
+"""
+
+
+@pytest.mark.parametrize(
+    ("precision", "amx", "expected"),
+    [
+        ("highest", True, "highest"),
+        ("medium", True, "medium"),
+        ("medium", False, "highest"),  # it would imitate bfloat16
+        ("high", True, "highest"),  # TF32 is for GPUs
+    ],
+)
+def test_products_are_rounded_only_where_that_is_faster(precision: str, amx: bool, expected: str) -> None:
+    code = LOWER.format(precision=precision, amx=amx)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [expected]
+    assert ("has no effect" in process.stderr) == (precision not in ("highest", expected))
