@@ -51,12 +51,13 @@ def load_or_build_model(
             than the model has positions.
     """
     set_seed(experiment.training.seed)
+    kernel = _kernel(experiment, data)
     if experiment.model.model_name_or_path is not None:
-        model = _pretrained_model(experiment, tokenizer)
+        model = _pretrained_model(experiment, tokenizer, kernel)
     else:
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         ids["decoder_start_token_id"] = ids["bos_token_id"]
-        model = _new_model(experiment, len(tokenizer), ids, kernel=_kernel(experiment, data))
+        model = _new_model(experiment, len(tokenizer), ids, kernel=kernel)
     _check_lengths(model, data)
     _set_generation(model, experiment, data.tokens["train"]["target"].max)
     return model
@@ -109,7 +110,9 @@ def _plain(error: Exception) -> str:
     return str(error.__cause__ or error)
 
 
-def _pretrained_model(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _pretrained_model(
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, kernel: str | None
+) -> PreTrainedModel:
     name = str(experiment.model.model_name_or_path)
     settings = dict(experiment.architecture)
     smoothing = settings.pop("label_smoothing", None)
@@ -118,7 +121,7 @@ def _pretrained_model(experiment: Experiment, tokenizer: PreTrainedTokenizerBase
         revision=experiment.model.model_revision,
         token=experiment.model.token,
         trust_remote_code=experiment.model.trust_remote_code,
-        attn_implementation=experiment.model.attn_implementation,
+        attn_implementation=kernel,
         dtype=torch.float32,  # the optimizer's; mixed precision is Accelerate's to apply
         **settings,
     )

@@ -117,10 +117,12 @@ def test_the_text_is_the_same_in_ids_and_in_words(text: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "system", ["hf_mt t5", "Marian, Seq2SeqTrainer, by length", "torch.nn.Transformer loop"], ids=lambda name: name[:6]
+    "system",
+    ["hf_mt t5", "hf_mt rope, medium", "Marian, Seq2SeqTrainer, by length", "torch.nn.Transformer loop"],
+    ids=lambda name: name[:10],
 )
 def test_a_program_trains_and_tells_what_it_saw(system: str, text: dict[str, Any], tmp_path: Path) -> None:
-    job = {**text, "size": SIZE, "threads": 1, "seconds": 0.3, "tokens_per_batch": 400, "sentences_per_batch": 30}
+    job = {**text, "size": SIZE, "threads": 1, "seconds": 1.0, "tokens_per_batch": 400, "sentences_per_batch": 30}
     found = jobs.measure(jobs.TRAINING[system], system, {**job, "warmup_steps": 1}, tmp_path)
     assert found["steps"] > 1 and found["target_tokens_per_second"] > 100
     assert 0 <= found["target_padding"] < 0.6 and found["parameters"] > 6000 * 16

@@ -100,6 +100,23 @@ def test_a_pretrained_model_is_loaded_with_the_dropout_asked_for(
     assert torch.equal(model.get_input_embeddings().weight, saved.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize(
+    ("digits", "precision", "kernel"), [(8, "highest", "eager"), (200, "highest", "sdpa"), (200, "medium", "eager")]
+)
+def test_a_processor_gets_the_kernel_that_is_fast_there(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int, precision: str, kernel: str
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    corpus = toy_corpus("copy", sizes={"train": 30, "validation": 5, "test": 5}, seed=1, max_digits=digits)
+    long = prepare_data(corpus, tokenizer, parse_experiment(LANGUAGES).data)
+    pretrained = f"--model_name_or_path {marian(tmp_path / 'marian', tokenizer)}"
+    for options in (SMALL, pretrained):
+        assert build(tokenizer, long, options).config._attn_implementation == kernel
+    asked = build(tokenizer, long, f"{SMALL} --attn_implementation sdpa")
+    assert asked.config._attn_implementation == "sdpa"
+
+
 def test_our_own_model_is_fine_tuned_with_its_smoothing(tokenizer: Any, data: PreparedData, tmp_path: Path) -> None:
     build(tokenizer, data, f"{SMALL} --label_smoothing 0.2").save_pretrained(tmp_path)
     kept = build(tokenizer, data, f"--model_name_or_path {tmp_path}")

@@ -32,6 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
 ENCODINGS = ("sinusoidal", "learned", "none", "shaw", "t5", "rope", "alibi")
 TRAINING: dict[str, str] = {  # system -> program
     **{f"hf_mt {name}": "train_hf_mt.py" for name in ENCODINGS},
+    "hf_mt rope, medium": "train_hf_mt.py",  # float32_matmul_precision, where the processor has it
     "Marian, Seq2SeqTrainer, random": "train_marian.py",
     "Marian, Seq2SeqTrainer, by length": "train_marian.py",
     "torch.nn.Transformer loop": "train_torch.py",

@@ -14,12 +14,15 @@ from hf_mt.training import TranslationTrainer
 
 
 def build(job: dict[str, Any], kernel: str | None = "eager", **more: Any) -> HfMtForConditionalGeneration:
-    """A new model of the job's size; the system is `hf_mt ENCODING`. The kernel is that of short sentences."""
+    """A new model of the job's size; the system is `hf_mt ENCODING` or `hf_mt ENCODING, PRECISION of products`.
+
+    The kernel is that of short sentences.
+    """
     size = job["size"]
     heads = {f"{side}_attention_heads": size["heads"] for side in ("encoder", "decoder")}
     widths = {f"{side}_ffn_dim": size["ffn_dim"] for side in ("encoder", "decoder")}
     named = {key: size[key] for key in ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "dropout")}
-    encoding = job["system"].split()[1]
+    encoding = job["system"].split()[1].removesuffix(",")
     config = HfMtConfig(**named, **heads, **widths, position_encoding=encoding, label_smoothing=0.1, **more)
     return HfMtForConditionalGeneration._from_config(config, attn_implementation=kernel)
 
@@ -45,7 +48,8 @@ class Count(TrainerCallback):
 
 def new_trainer(job: dict[str, Any], callback: TrainerCallback) -> TranslationTrainer:
     """A trainer of `job` that neither evaluates nor saves, and trains until the callback stops it."""
-    prepare_hardware(job["threads"])
+    _, _, precision = job["system"].partition(", ")
+    prepare_hardware(job["threads"], precision or "highest")
     args = TranslationTrainingArguments(
         output_dir=job["folder"],
         tokens_per_batch=job["tokens_per_batch"],
