@@ -87,7 +87,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
 
     tokens_per_batch: int = _key(4096, "padded tokens a device and micro-batch; 0: count sentences", least=0)
     per_device_train_batch_size: int = _key(8, "sentences a micro-batch, instead of tokens_per_batch", least=1)
-    eval_tokens_per_batch: int = _key(16384, "padded tokens a device in evaluation", least=1)
+    eval_tokens_per_batch: int = _key(16384, "padded tokens times beams a device in evaluation", least=1)
     gradient_accumulation_steps: int = _key(1, "micro-batches a step", least=1)
     num_processes: int | None = _key(None, "YAML only: refuse to start on another number of processes", least=1)
     num_beams: int = _key(5, "beam size in the final test", least=1, below=1001)

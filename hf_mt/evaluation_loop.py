@@ -55,8 +55,9 @@ class TranslationEvaluator(Seq2SeqTrainer):
         return self.get_eval_dataloader(test_dataset)
 
     def _eval_budget(self, dataset: Dataset) -> int:
-        """Test data is never dropped, so that its longest sentence gets a batch of its own if need be."""
-        return max(self.args.eval_tokens_per_batch, int(pair_lengths(dataset).max()))
+        """Tokens of a batch, of which each beam needs as much memory; the longest sentence is never dropped."""
+        beams = getattr(self, "_gen_kwargs", {}).get("num_beams") if self.args.predict_with_generate else None
+        return max(self.args.eval_tokens_per_batch // (beams or 1), int(pair_lengths(dataset).max()))
 
     def evaluation_loop(
         self,

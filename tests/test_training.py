@@ -230,6 +230,20 @@ def test_every_example_is_counted_once_whatever_the_batches(
     assert one.predictions == other.predictions and len(one.predictions) == 13
 
 
+def test_a_batch_of_an_evaluation_counts_every_beam(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    sizes = {}
+    for beams, translated in ((1, True), (4, True), (4, False)):
+        more = {"generation_num_beams": beams, "predict_with_generate": translated, "eval_tokens_per_batch": 80}
+        run = trainer(ours(), data, tokenizer, arguments(tmp_path, **more))
+        seen: list[int] = []
+        run.model.get_encoder().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
+        run.evaluate()
+        sizes[beams, translated] = max(seen)
+    longest = int(pair_lengths(run.eval_dataset).max())
+    assert sizes[4, True] <= max(80 // 4, longest) < sizes[1, True] <= 80
+    assert sizes[4, False] == sizes[1, True]  # a loss alone has no beams
+
+
 def test_the_development_loss_is_a_mean_over_tokens_not_over_batches(
     data: PreparedData, tokenizer: Any, tmp_path: Path
 ) -> None:
