@@ -99,7 +99,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     non_finite_steps: Literal["stop", "skip"] = _key("stop", "what to do when a gradient is NaN or infinite")
     num_samples_shown: int = _key(3, "development sentences shown at each evaluation", least=0)
     tokenized_scores: bool = _key(False, "report bleu_lc_tok too, for corpora that are tokenised and lower-cased")
-    dry_run: bool = _key(False, "build everything, take one step, report, and stop")
+    dry_run: bool = _key(False, "build everything, take three steps, report, and stop")
     cpu_threads: int | None = _key(None, "threads a process; default: all cores, shared by the processes", least=1)
     float32_matmul_precision: Literal["highest", "high", "medium"] = _key(
         "highest", "of products: high rounds their factors to TF32 (GPU), medium to bfloat16 (processors with AMX)"
@@ -110,6 +110,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     learning_rate: float = _key(5e-4, "peak learning rate", least=0)
     lr_scheduler_type: SchedulerType | str = _key("inverse_sqrt", "learning rate after warm-up")
     warmup_steps: float = _key(1000, "steps of warm-up, or below 1 their share of all", least=0)
+    r_drop_start: float = _key(0.0, "share of the steps before r_drop begins", least=0, below=1)
     muon: bool = _key(False, "the optimizer Muon for the matrices of the layers, AdamW for the rest")
     adam_beta2: float = _key(0.98, "decay of AdamW's second moment", least=0, below=1)
     max_grad_norm: float = _key(1.0, "clip gradients at this norm", least=0)

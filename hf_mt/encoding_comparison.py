@@ -2,7 +2,8 @@
 
 - Runs differ in the encoding and the seed alone, and no training source is longer than `max_source_length` (the cap).
 - The test set is cut by the length of the source in tokens, as shares of the cap. A score is the mean over seeds; its
-  interval, and whether it differs from the first encoding's, come from resampling the sentences of all seeds together.
+  interval, and whether it differs from the first encoding's, come from resampling sentences, the same for all seeds.
+- As many tests as there are encodings are made in each bucket, and corrected for that.
 """
 
 import json
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from hf_mt.figures import panels, style
 from hf_mt.markdown import Markup, table
 from hf_mt.scores import SentenceScore, corpus_scores, read_sentence_scores
-from hf_mt.significance import compare_systems
+from hf_mt.significance import compare_means, holm
 from hf_mt.tokenization import load_tokenizer
 
 
@@ -33,7 +34,7 @@ class Bucket:
     sentences: int
     bleu: dict[str, list[float]]  # one for each seed
     interval: dict[str, float]  # half of 95 %
-    p_value: dict[str, float | None]  # against the first encoding
+    p_value: dict[str, float | None]  # against the first encoding, corrected for the number of encodings
 
 
 def length_buckets(runs: Mapping[str, Sequence[Path]], cap: int) -> list[Bucket]:
@@ -66,16 +67,10 @@ def _bucket(name: str, tests: Mapping[str, Sequence[Sequence[SentenceScore]]]) -
                    for test in seeds]
         for encoding, seeds in tests.items()
     }  # fmt: skip
-    together = {encoding: [text for test in seeds for text in _outputs(test)] for encoding, seeds in tests.items()}
-    references = [text for test in next(iter(tests.values())) for text in _references(test)]
-    found = compare_systems(together, references, metrics=("bleu",)) if len(together) > 1 else []
-    return Bucket(
-        name,
-        len(next(iter(tests.values()))[0]),
-        bleu,
-        {row.system: row.interval for row in found},
-        {row.system: row.p_value for row in found},
-    )
+    references = _references(next(iter(tests.values()))[0])
+    found = compare_means({encoding: [*map(_outputs, seeds)] for encoding, seeds in tests.items()}, references)
+    intervals = {row.system: row.interval for row in found}
+    return Bucket(name, len(references), bleu, intervals, holm({row.system: row.p_value for row in found}))
 
 
 def _outputs(test: Sequence[SentenceScore]) -> list[str]:
@@ -88,14 +83,16 @@ def _references(test: Sequence[SentenceScore]) -> list[str]:
 
 def comparison_table(buckets: Sequence[Bucket], runs: Mapping[str, Sequence[Path]]) -> str:
     """A row for each encoding: BLEU in each bucket (mean, spread over seeds, * where it differs), and its cost."""
-    header = ["Encoding", *(f"{bucket.name} tokens" for bucket in buckets), "target tokens/s", "parameters"]
+    lengths = [f"{bucket.name} tokens" for bucket in buckets]
+    header = ["Encoding", *lengths, "target tokens/s", "minutes", "parameters"]
     rows = []
     for name, folders in runs.items():
         results = [json.loads((folder / "all_results.json").read_text("utf-8")) for folder in folders]
         speed = mean(found["train_target_tokens_per_second"] for found in results)
-        cost = f"{speed:,.0f}", f"{results[0]['num_parameters']:,}"
+        minutes = mean(found["train_minutes"] for found in results)
+        cost = f"{speed:,.0f}", f"{minutes:.1f}", f"{results[0]['num_parameters']:,}"
         rows.append([Markup(f"`{name}`"), *(_cell(bucket, name) for bucket in buckets), *cost])
-    sizes = ["sentences", *(f"{bucket.sentences:,}" for bucket in buckets), "", ""]
+    sizes = ["sentences", *(f"{bucket.sentences:,}" for bucket in buckets), "", "", ""]
     return table(header, [*rows, sizes])
 
 
@@ -124,4 +121,4 @@ def comparison_figure(buckets: Sequence[Bucket], cap: int) -> Figure:
 def settings_of(folder: Path) -> dict[str, Any]:
     """What a table says of how its runs were made."""
     results = json.loads((folder / "all_results.json").read_text("utf-8"))
-    return {key: results[key] for key in ("test_bleu_signature", "train_minutes", "machine") if key in results}
+    return {key: results[key] for key in ("test_bleu_signature", "machine") if key in results}

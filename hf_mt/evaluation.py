@@ -147,6 +147,7 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     found |= slice_metrics(sources, hypotheses, references)
     if args.comet is not None:
         found["comet"] = comet_score(sources, hypotheses, targets, model=args.comet, program=args.comet_program)
+        found["comet_signature"] = f"model:{args.comet}"
     prefix = "test" if args.split == "test" else "eval"
     results |= {name if name in SEARCH else f"{prefix}_{name}": value for name, value in found.items()}
     results |= {name: value for name, value in asdict(data).items() if name in (*SOURCES, *LANGUAGES) and value}

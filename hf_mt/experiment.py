@@ -217,6 +217,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         _check_streaming(values)
     if values["muon"] and values["optim"] != valid_keys()["optim"].default:
         raise InputError(f"muon and optim {values['optim']} are both given; leave one out")
+    if values["r_drop_start"] and not values.get("r_drop"):
+        raise InputError("r_drop_start has nothing to start: give r_drop, or leave it out")
     metric = values["metric_for_best_model"]
     if metric and metric.removeprefix("eval_") in NEED_TRANSLATIONS and not values["predict_with_generate"]:
         raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")

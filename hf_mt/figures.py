@@ -160,7 +160,9 @@ def _legend(figure: Figure, names: Sequence[str], *, always: bool = False) -> No
     if len(names) < 2 and not always:
         return
     handles = [matplotlib.lines.Line2D([], [], color=_colour(number), linewidth=3) for number in range(len(names))]
-    legend = figure.legend(handles, [_plain(name) for name in names], loc="outside upper left", ncols=4, frameon=False)
+    columns = max(1, min(4, 110 // (max(map(len, names)) + 5)))  # of a figure 10 inches wide
+    labels = [_plain(name) for name in names]
+    legend = figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
     for text in legend.get_texts():
         text.set(color=INK, fontsize=9.5)
 

@@ -30,7 +30,7 @@ EFFECTIVE_BATCH_KEYS = frozenset({"tokens_per_batch", "per_device_train_batch_si
 # Never written to a file.
 SECRET_KEYS = frozenset({"token", "hub_token"})
 # What a pretrained model lets one change: nothing that has a size.
-FINE_TUNING_KEYS = frozenset({"dropout", "attention_dropout", "activation_dropout", "label_smoothing"})
+FINE_TUNING_KEYS = frozenset({"dropout", "attention_dropout", "activation_dropout", "label_smoothing", "r_drop"})
 
 _OURS = "batches are formed by tokens_per_batch, of sentences of like length"
 _EVALUATION = "evaluation translates and scores the whole development set, each sentence once"

@@ -2,6 +2,7 @@
 
 - Ours computes them itself, without holding scores. Others give scores (their own losses differ in what they divide
   by), and the sums are taken here, over positions with a label.
+- R-Drop may begin late: what is learned first is learned at half the price without it.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
 from hf_mt.model.loss_hf_mt import IGNORE_INDEX, LossSums
 
@@ -41,3 +43,14 @@ def scores_to_sums(logits: Tensor, labels: Tensor, label_smoothing: float) -> Lo
     nll = F.cross_entropy(logits.detach(), labels, reduction="sum") if label_smoothing else loss.detach()
     num_correct = (logits.detach().argmax(-1) == labels).sum().float()
     return LossSums(loss, nll, num_correct, kept.sum().float())
+
+
+class LateRDrop(TrainerCallback):
+    """Leaves R-Drop out of the first steps of a model that has it, `start` being their share of all."""
+
+    def __init__(self, start: float):
+        self.start = start
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        begun = state.global_step >= self.start * state.max_steps
+        model.r_drop = model.config.r_drop if begun else 0.0

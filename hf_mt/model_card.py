@@ -57,8 +57,9 @@ def write_model_card(
             run are taken from the folder above.
         path: The card; by default `README.md` in `run_folder`.
         repo_id: The repository that users will load from; by default the name of the folder stands in its place.
-        license: Licence of the weights, by its name on the Hub, such as apache-2.0.
-        show_samples: Whether to show sentences of the development set; choose False where its licence forbids that.
+        license: Licence of the weights, by its name on the Hub, such as apache-2.0; by default the run's own.
+        show_samples: Whether to show sentences of the development set; choose False where its licence forbids that. A
+            run whose `card_samples` is False shows none in any case.
 
     Returns:
         The path of the card.
@@ -76,7 +77,8 @@ def write_model_card(
 
 
 def _card(run: Run, path: Path, license: str | None, show_samples: bool) -> str:
-    shown = run.samples if show_samples else []
+    shown = run.samples if show_samples and run.settings.get("card_samples", True) else []
+    license = license or run.settings.get("card_license")
     sections = {
         "marker": MARKER,
         "metadata": metadata(run, license).to_yaml(),

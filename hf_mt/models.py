@@ -115,7 +115,7 @@ def _pretrained_model(
 ) -> PreTrainedModel:
     name = str(experiment.model.model_name_or_path)
     settings = dict(experiment.architecture)
-    smoothing = settings.pop("label_smoothing", None)
+    losses = {key: settings.pop(key) for key in ("label_smoothing", "r_drop") if key in settings}
     model = load_seq2seq(
         name,
         revision=experiment.model.model_revision,
@@ -125,8 +125,11 @@ def _pretrained_model(
         dtype=torch.float32,  # the optimizer's; mixed precision is Accelerate's to apply
         **settings,
     )
-    if smoothing is not None and isinstance(model.config, HfMtConfig):
-        model.config.label_smoothing = smoothing
+    if isinstance(model, HfMtForConditionalGeneration):
+        model.config.update(losses)
+        model.r_drop = model.config.r_drop
+    elif losses.get("r_drop"):
+        raise InputError(f"r_drop: {name} is a {type(model).__name__}, whose loss has none; leave it out")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         logger.warning("The vocabulary grows from %d to %d tokens.", model.config.vocab_size, len(tokenizer))
         model.resize_token_embeddings(len(tokenizer))

@@ -157,7 +157,21 @@ def _scores(report: Report) -> str:
         shown = _score_table({title: found for title, runs in columns.items() for found in runs.values()})
     else:
         shown = _tabs("scores", {title: _score_table(runs) for title, runs in columns.items()})
-    return shown + _significance(report) + _signatures([found for runs in columns.values() for found in runs.values()])
+    signatures = _signatures([found for runs in columns.values() for found in runs.values()])
+    return shown + _decoding(report) + _significance(report) + signatures
+
+
+def _decoding(report: Report) -> str:
+    """How translations were searched, which scores of one table may differ in."""
+    lines = []
+    for name, run in report.runs.items():
+        keys = ("num_beams", "length_penalty", "generation_num_beams")
+        beams, penalty, development = (run.settings.get(key) for key in keys)
+        if beams is not None:
+            whose = f"{name}: " if len(report.runs) > 1 else ""
+            lines.append(f"{whose}test {beams} beams, development {development or 1}, length penalty {penalty}")
+    note = ["perplexities compare between runs with the same subwords only"] if len(report.runs) > 1 else []
+    return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines + note)
 
 
 def _score_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
@@ -181,7 +195,10 @@ def _significance(report: Report) -> str:
         return f'<p class="soft">No test of significance: {escape(str(error))}</p>'
     named = dict(zip(report.runs, systems.values(), strict=True))
     rows = [_significance_row(row) for row in compare_systems(named, references)]
-    title = "<p>Paired bootstrap, 1,000 resampled test sets, against the first run</p>"
+    title = (
+        "<p>Paired bootstrap, 1,000 resampled test sets, against the first run. p: how likely so large a difference "
+        f"is by luck; * marks p &lt; {SIGNIFICANT}, not corrected for the number of runs.</p>"
+    )
     return title + _table(["score", "run", "value", "95 % interval", "p"], rows)
 
 
@@ -366,7 +383,10 @@ def _tabs(name: str, panels: Mapping[str, str]) -> str:
             f'tabindex="{0 if place == 0 else -1}">{escape(title)}</button>'
         )
         hidden = "" if place == 0 else " hidden"
-        bodies.append(f'<div role="tabpanel" id="{target}" aria-labelledby="{target}-tab"{hidden}>{body}</div>')
+        bodies.append(
+            f'<div role="tabpanel" id="{target}" data-title="{escape(title)}" aria-labelledby="{target}-tab"{hidden}>'
+            f"{body}</div>"
+        )
     return f'<div class="tabs" role="tablist">{"".join(buttons)}</div>{"".join(bodies)}'
 
 

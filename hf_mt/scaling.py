@@ -8,7 +8,8 @@
 - Arithmetic: a weight costs 6 operations a token, forward and backward (Kaplan et al. 2020,
   https://arxiv.org/abs/2001.08361, section 2.1). Products of attention are left out.
 - Time: arithmetic at a share of the peak; bytes at a share of the bandwidth, and a delay for each hop of each message.
-  Messages wait for the end of a step, or go on beside backward, which is two thirds of it: the truth is between.
+  Messages wait for the end of backward, or go on beside it, which is two thirds of the arithmetic. DDP is between the
+  two; FSDP2 also gathers beside forward and can be better, ZeRO-2 gathers weights after the optimizer's step.
 """
 
 import math

@@ -3,6 +3,8 @@
 - Systems are run folders, which hold their translations with sources and references (`test_scores.tsv`), or files of
   translations, one a line, with reference files beside them.
 - The first system is the baseline. The numbers are those of `sacrebleu --paired-bs` and `--paired-ar`.
+- Trainings of one system with several seeds are compared by their mean, sentences being drawn for all of them at once:
+  translations of one sentence are no independent evidence.
 """
 
 import os
@@ -12,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sacrebleu.significance import PairedTest, Result
+import numpy as np
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest, Result, estimate_ci
 
 from hf_mt.arguments import InputError
 from hf_mt.pair_files import read_lines
@@ -33,6 +37,7 @@ class Comparison:
         score: Of the whole test set.
         mean, interval: Mean over resampled test sets, and half the width of its 95 % interval.
         p_value: How likely a difference from the baseline as large as this is if there is none; None for the baseline.
+        signature: sacrebleu's, of the score and the test.
     """
 
     system: str
@@ -41,6 +46,7 @@ class Comparison:
     mean: float
     interval: float
     p_value: float | None
+    signature: str = ""
 
 
 def compare_systems(
@@ -84,21 +90,88 @@ def compare_systems(
     wanted = scorers(lowercase=lowercase, tokenize=tokenize, metrics=metrics)
     with _seeded(seed):
         test = PairedTest(named, wanted, sets, METHODS[method], n_samples=samples, n_ar_confidence=0)
-        _, results = test()
+        signatures, results = test()
     values = [results[metric] for metric in results if metric != "System"]
     same = {name for name, hypotheses in named if hypotheses == named[0][1]}
     return [
-        _comparison(name, metric, result, same=name in same)
-        for metric, each in zip(wanted, values, strict=True)
+        _comparison(name, metric, result, str(signature), same=name in same)
+        for metric, signature, each in zip(wanted, signatures.values(), values, strict=True)
         for name, result in zip(systems, each, strict=True)
     ]
 
 
-def _comparison(system: str, metric: str, result: Result, *, same: bool) -> Comparison:
+def _comparison(system: str, metric: str, result: Result, signature: str, *, same: bool) -> Comparison:
     p_value = result.p_value
     if same and p_value is not None:
         p_value = 1.0  # sacrebleu's bootstrap counts no difference as large as none, and says 0.001
-    return Comparison(system, metric, result.score, float(result.mean), float(result.ci), p_value)
+    return Comparison(system, metric, result.score, float(result.mean), float(result.ci), p_value, signature)
+
+
+def compare_means(
+    systems: Mapping[str, Sequence[Sequence[str]]],
+    references: Sequence[str],
+    *,
+    samples: int = 1000,
+    seed: int = SEED,
+) -> list[Comparison]:
+    """Mean BLEU of several trainings of each system: paired bootstrap over the sentences (Koehn 2004).
+
+    Each resampled test set is the same for all trainings of all systems, and its score is the mean of theirs. What
+    another seed of training would change is not in the interval.
+
+    Args:
+        systems: For each system by name, the translations of each training; the first system is the baseline.
+        references: One for each sentence.
+        samples: Resampled test sets.
+        seed: Of the resampling.
+
+    Returns:
+        Each system in order. Scores and intervals are those of `compare_systems` where each system was trained once.
+        P-values are two-sided and larger: resampled differences are moved to a mean of zero (Efron and Tibshirani
+        1993, section 16.4), where sacrebleu does that to their absolute values.
+    """
+    size = len(references)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), samples)  # (samples, sentences)
+    drawn = np.concatenate((np.ones((1, size), dtype=drawn.dtype), drawn))  # the first is the test set itself
+    scores = {name: np.mean([_bleu(run, references, drawn) for run in runs], axis=0) for name, runs in systems.items()}
+    baseline = next(iter(scores.values()))
+    found = []
+    for name, each in scores.items():
+        mean, interval = estimate_ci(each[1:])
+        p_value = None if each is baseline else _p_value(each - baseline)
+        found.append(Comparison(name, "bleu", float(each[0]), float(mean), float(interval), p_value))
+    return found
+
+
+def _bleu(hypotheses: Sequence[str], references: Sequence[str], drawn: np.ndarray) -> np.ndarray:
+    """(samples,) BLEU of test sets in which each sentence stands as often as `drawn` (samples, sentences) says."""
+    metric = BLEU(effective_order=True)  # of a sentence, whose counts are what is wanted
+    rows = [metric.sentence_score(text, [right]) for text, right in zip(hypotheses, references, strict=True)]
+    counts = np.array([[*row.counts, *row.totals, row.sys_len, row.ref_len] for row in rows])  # (sentences, 4 + 4 + 2)
+    sums = (drawn @ counts).tolist()
+    return np.array([BLEU.compute_bleu(row[:4], row[4:8], *row[8:], smooth_method="exp").score for row in sums])
+
+
+def _p_value(differences: np.ndarray) -> float:
+    """Share of resampled differences, moved to a mean of zero, that are as large as the real one, which is first."""
+    real, resampled = abs(differences[0]), differences[1:]
+    if not resampled.any():
+        return 1.0
+    return float((np.sum(np.abs(resampled - resampled.mean()) >= real) + 1) / (len(resampled) + 1))
+
+
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """P-values of several tests at once, corrected so that one of them is below 0.05 by luck in 5 % of cases at most.
+
+    Holm 1979, A simple sequentially rejective multiple test procedure; None stays None.
+    """
+    tests = sorted((value, name) for name, value in p_values.items() if value is not None)
+    corrected: dict[str, float | None] = dict.fromkeys(p_values)
+    largest = 0.0
+    for rank, (value, name) in enumerate(tests):
+        largest = max(largest, min(1.0, value * (len(tests) - rank)))
+        corrected[name] = largest
+    return corrected
 
 
 @contextmanager

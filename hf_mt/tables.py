@@ -82,5 +82,7 @@ def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None 
         for row in rows:
             p_value = "baseline" if row.p_value is None else f"{row.p_value:.4f}{'  *' if row.p_value < 0.05 else ''}"
             table.add_row(_visible(row.system), f"{row.score:.2f}", f"{row.mean:.2f} ± {row.interval:.2f}", p_value)
+            signature = row.signature
         console.print(table)
+        console.print(_visible(signature), overflow="fold")
     console.print("p: how likely so large a difference from the baseline is by luck; * marks p < 0.05")

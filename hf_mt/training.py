@@ -32,7 +32,7 @@ from hf_mt.checkpoints import checkpoints, state_without_code, verify_checkpoint
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.evaluation_loop import Scores, TranslationEvaluator
 from hf_mt.interruption import EvaluationInterrupted, Interruption
-from hf_mt.losses import loss_sums
+from hf_mt.losses import LateRDrop, loss_sums
 from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.optimizer import muon_for
 from hf_mt.pair_stream import PairStream
@@ -117,6 +117,8 @@ class TranslationTrainer(TranslationEvaluator):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if self.average is not None:
             self.add_callback(UpdateAverage(self.average))
+        if args.r_drop_start:
+            self.add_callback(LateRDrop(args.r_drop_start))
 
     # ---- batches
 

@@ -5,6 +5,7 @@ nothing.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -38,25 +39,42 @@ def merged(*groups: Iterable[str]) -> list[str]:
 
 def without_secrets(options: Iterable[str]) -> list[str]:
     """Options of a command line as they may be written to a file."""
-    return [option for option in options if option.partition("=")[0].strip("-").replace("-", "_") not in SECRET_KEYS]
+    return [option for option in options if not _is_secret(option)]
+
+
+def command_line() -> str:
+    """The command that this process was started with, as it can be given again, without secrets."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if not _is_secret(word):
+            kept.append(word)
+        elif "=" not in word:
+            next(words, None)  # its value
+    return shlex.join(("python", f"scripts/{Path(sys.argv[0]).name}", *kept))
+
+
+def _is_secret(option: str) -> bool:
+    return option.startswith("-") and option.partition("=")[0].strip("-").replace("-", "_") in SECRET_KEYS
 
 
 def check_plan(runs: Iterable[tuple[str, Sequence[str]]], folder: Path, launcher: str) -> None:
     """Looks at everything that can be wrong before the first training starts.
 
     Args:
-        runs: Recipe and options of each.
+        runs: Recipe and options of each that will be compared on its test set.
         folder: Of all runs.
         launcher: The configuration of `accelerate launch`.
 
     Raises:
-        InputError: A run is no valid experiment, or the folder or the launcher's file can't be used.
+        InputError: A run is no valid experiment or has no test set, or the folder or the launcher's file is of no use.
     """
     check_folder(folder)
     if not Path(launcher).is_file():
         raise InputError(f"{launcher} is no file; name a configuration of `accelerate launch`")
     for recipe, options in runs:
-        parse_experiment([recipe, *options])
+        data = parse_experiment([recipe, *options]).data
+        if data.train_file is not None and data.test_file is None:
+            raise InputError(f"{recipe}: runs are compared on a test set, and there is none; give --test_file")
 
 
 def train_run(recipe: str, options: Sequence[str], folder: Path, *, script: Path, launcher: str) -> dict[str, Any]:

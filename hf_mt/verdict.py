@@ -62,7 +62,7 @@ def verdict(
 
     - `diverged`: the last loss is not finite; or the training loss gave back more than half of what it had gained; or
       it stays above `unigram_entropy`, where a model lands that ignores the source and all words before.
-    - `still falling`: the last fifth of the run gained over 0.2 BLEU or lowered development perplexity by over 2 %.
+    - `still improving`: the last fifth of the run gained over 0.2 BLEU or lowered development perplexity by over 2 %.
     - `overfitting`: otherwise, development perplexity ends 5 % above its minimum while the training loss kept falling.
     - `converged`: otherwise.
     - `undecided`: a single evaluation shows no trend.
@@ -112,7 +112,7 @@ def _trend(train: Sequence[Point], dev: Sequence[Point], bleu: Sequence[Point]) 
     words = f"in the last fifth of the run the {name} loss changed by {-loss_gain:+.3f}"
     words += f" and BLEU by {bleu_gain:+.1f}" if len(bleu) > 1 else ""
     if loss_gain > MIN_LOSS_GAIN or bleu_gain > MIN_BLEU_GAIN:
-        return f"still falling: {words}; train longer (num_train_epochs or max_steps)"
+        return f"still improving: {words}; train longer (num_train_epochs or max_steps)"
     lowest = min(judged, key=lambda point: point.value)
     if judged[-1].value - lowest.value > OVERFITTING and _fell_after(train, lowest.step):
         rise = f"the development loss rose from {lowest.value:.2f} to {judged[-1].value:.2f} while training loss fell"

@@ -66,14 +66,15 @@ def _as_options(path: Path, changes: Any) -> Iterator[str]:
 def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
     """A row for each run: what it changed, its scores and their difference to the first run's, and its cost."""
     first = next(iter(results.values()))
+    bleu = "eval_bleu_lc_tok" if "eval_bleu_lc_tok" in first else "eval_bleu"  # tokenized_scores
     rows = []
     for name, found in results.items():
         changes = " ".join(without_secrets(ablation.runs[name])) or "nothing"
-        gain = f"{found['eval_bleu'] - first['eval_bleu']:+.2f}"
+        gain = f"{found[bleu] - first[bleu]:+.2f}"
         cost = f"{found['train_minutes']:.1f}", f"{found['epoch']:.1f}"
-        rows.append((name, changes, f"{found['eval_bleu']:.2f}", gain, f"{found['eval_loss']:.3f}", *cost))
+        rows.append((name, changes, f"{found[bleu]:.2f}", gain, f"{found['eval_loss']:.3f}", *cost))
     header = ("Run", "changes", "development BLEU", "to the first", "development loss", "minutes", "epochs")
-    facts = [f"- {key}: {first[key]}" for key in ("eval_bleu_signature", "seed", "machine") if key in first]
+    facts = [f"- {key}: {first[key]}" for key in (f"{bleu}_signature", "seed", "machine") if key in first]
     common = f"- in all runs: `{ablation.recipe} {' '.join(without_secrets(ablation.common))}`"
     return "\n".join((table(header, rows), "", common, *facts)) + "\n"
 

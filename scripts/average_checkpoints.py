@@ -1,6 +1,6 @@
 """Averages the weights of several checkpoints into a new model folder.
 
-    python scripts/average_checkpoints.py runs/quickstart/checkpoint-1600 runs/quickstart/checkpoint-2000 \
+    python scripts/average_checkpoints.py runs/quickstart/checkpoint-750 runs/quickstart/checkpoint-1000 \
         --output_dir runs/quickstart-average
 """
 

@@ -1,7 +1,7 @@
 """Trains a recipe with each position encoding and several seeds, and compares them by length of the source.
 
     python scripts/compare_position_encodings.py configs/position_encodings.yaml
-    python scripts/compare_position_encodings.py configs/multi30k_en_de.yaml --encodings sinusoidal rope alibi \
+    python scripts/compare_position_encodings.py configs/multi30k_en_fr.yaml --encodings sinusoidal rope alibi \
         --seeds 1 --max_source_length 14 --train_file data/train --validation_file data/val --test_file data/test
 
 `max_source_length` of the recipe, or of the command line, is the cap: longer sources are left out of training, and the
@@ -18,10 +18,14 @@ from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.option_types import path_name, whole_number, word
 from hf_mt.text_files import write_whole
-from hf_mt.trials import check_plan, joined, merged, train_run, without_secrets
+from hf_mt.trials import check_plan, command_line, joined, merged, train_run
 
 
 TRAIN = Path(__file__).parent / "train.py"
+MEANING = (
+    "Mean BLEU, ± the standard deviation over seeds. * differs from `{}` (p < 0.05): paired bootstrap over sentences, "
+    "the same for all seeds, corrected for the number of encodings in each column (Holm); what seeds change is in ±."
+)
 
 
 def main() -> None:
@@ -49,10 +53,9 @@ def main() -> None:
     cap = parse_experiment([args.recipe, *options]).data.max_source_length
     buckets = length_buckets(runs, cap)
     facts = {"sources in training": f"at most {cap} tokens", **settings_of(run)}
-    lines = [comparison_table(buckets, runs), "", f"* differs from `{args.encodings[0]}` (p < 0.05)", ""]
+    lines = [comparison_table(buckets, runs), "", MEANING.format(args.encodings[0]), ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
-    words = [args.recipe, "--seeds", *map(str, args.seeds), *without_secrets(options)]
-    lines += [f"- command: `{' '.join(words)}`"]
+    lines += [f"- command: `{command_line()}`"]
     write_whole(folder / "comparison.md", "\n".join(lines) + "\n")
     save_png(comparison_figure(buckets, cap), folder / "comparison.png")
     print("\n".join(["", *lines, f"written to {folder}: comparison.md, comparison.png"]))

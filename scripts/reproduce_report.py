@@ -16,7 +16,7 @@ from hf_mt.figures import course_figure, save_png
 from hf_mt.four_settings import Trial, read_trial, report_card
 from hf_mt.option_types import path_name, word
 from hf_mt.text_files import write_whole
-from hf_mt.trials import check_plan, joined, merged, train_run, without_secrets
+from hf_mt.trials import check_plan, command_line, joined, merged, train_run
 
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -52,7 +52,7 @@ def main() -> None:
         found = train_run(config, merged(options, own), folder, script=TRAIN, launcher=args.launcher)
         print(f"{name}: test BLEU {found['test_bleu']:.2f}, {found['train_minutes']:.1f} minutes", flush=True)
         trials[name] = read_trial(folder)
-    card = report_card(trials, command=f"python scripts/reproduce_report.py {' '.join(without_secrets(options))}")
+    card = report_card(trials, command=command_line())
     write_whole(args.output_dir / "report.md", card)
     save_png(course_figure({name: trial.run.log_history for name, trial in trials.items()}, "epoch"),
              args.output_dir / "report.png")  # fmt: skip

@@ -37,7 +37,7 @@ RISING = decay(2.5, 2.0, 20, 10)[:5] + [2.02, 2.05, 2.1, 2.15, 2.2]
 CONVERGED = history(decay(9, 1.5, 20), decay(9, 2, 20, 10), FLAT_BLEU)
 CASES = {
     "converged": CONVERGED,
-    "still falling": history(decay(9, 1.5, 2), decay(9, 2, 2, 10), FLAT_BLEU),
+    "still improving": history(decay(9, 1.5, 2), decay(9, 2, 2, 10), FLAT_BLEU),
     "overfitting": history(decay(9, 0.5, 4), RISING, FLAT_BLEU),
     "diverged: the training loss rose": history(decay(9, 4, 20, 10) + [6.0, 7.5, 8, 8, 8, 8, 8, 8, 8, 8], [4, 8]),
     "diverged: the training loss stays at 6.2": history(decay(9, 6.2, 20), decay(9, 6.3, 20, 10), [0.3] * 10),
@@ -58,7 +58,7 @@ def test_verdict_names_the_case_and_no_other(words: str) -> None:
 
 def test_rising_bleu_is_still_falling_though_the_loss_rises() -> None:
     rising_bleu = [10.0, 20, 25, 28, 30, 31, 32, 33, 34, 35]
-    assert verdict(history(decay(9, 0.5, 4), RISING, rising_bleu)).startswith("still falling")
+    assert verdict(history(decay(9, 0.5, 4), RISING, rising_bleu)).startswith("still improving")
     assert verdict(history(decay(9, 0.5, 4), RISING, FLAT_BLEU)).startswith("overfitting")
 
 

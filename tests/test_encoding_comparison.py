@@ -32,6 +32,7 @@ def make_run(folder: Path, good_up_to: int, seed: int) -> Path:
     outputs = translate(SOURCES, good_up_to, seed)
     write_sentence_scores(folder / "test_scores.tsv", sentence_scores(SOURCES, outputs, SOURCES))
     results = {"train_target_tokens_per_second": 1000.0 * seed, "num_parameters": 5, "test_bleu": 10.0}
+    results["train_minutes"] = 2.0 * seed
     (folder / "all_results.json").write_text(json.dumps(results))
     return folder
 
@@ -61,7 +62,7 @@ def test_differences_beyond_the_cap_are_significant_and_none_before(runs: dict[s
     assert max(bucket.p_value["rope"] or 0 for bucket in buckets[2:4]) < 0.05
     lines = comparison_table(buckets, runs).splitlines()
     rope = next(line for line in lines if "`rope`" in line)
-    assert rope.count("&#42;") == 2 and "100.0 ± 0.0 &#42;" in rope and "1,500" in rope
+    assert rope.count("&#42;") == 2 and "100.0 ± 0.0 &#42;" in rope and "1,500" in rope and "| 3.0 |" in rope
     assert "&#42;" not in next(line for line in lines if "`sinusoidal`" in line)
 
 
@@ -76,7 +77,7 @@ def test_the_script_trains_each_encoding_with_each_seed(tmp_path: Path, monkeypa
     monkeypatch.setattr(trials.subprocess, "run", trained)
     (tmp_path / "recipe.yaml").write_text("source_lang: en\ntarget_lang: de\nmax_source_length: 10\n")
     words = [str(tmp_path / "recipe.yaml"), "--encodings", "none", "t5", "--seeds", "1", "3", "--output_dir",
-             str(tmp_path / "runs"), "--max_steps", "5"]  # fmt: skip
+             str(tmp_path / "runs"), "--max_steps", "5", "--hub_token", "hf_secret"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["compare_position_encodings.py", *words])
     load_script("compare_position_encodings").main()
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {
@@ -86,5 +87,11 @@ def test_the_script_trains_each_encoding_with_each_seed(tmp_path: Path, monkeypa
         "t5-3",
     }
     text = (tmp_path / "runs" / "comparison.md").read_text()
-    assert "11-15 tokens" in text and "at most 10 tokens" in text and "--max_steps=5" in text
+    assert (
+        "hf_secret" not in text
+        and "11-15 tokens" in text
+        and "at most 10 tokens" in text
+        and "--seeds 1 3" in text
+        and "--max_steps 5" in text
+    )
     assert matplotlib.image.imread(tmp_path / "runs" / "comparison.png").std() > 0

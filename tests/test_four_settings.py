@@ -9,7 +9,7 @@ import matplotlib.image
 import pytest
 from scripts_on_path import load_script
 
-from hf_mt import trials
+from hf_mt import InputError, trials
 from hf_mt.four_settings import padding_of_nothing, read_trial
 from hf_mt.scores import sentence_scores, write_sentence_scores
 
@@ -55,13 +55,23 @@ def trained(command: list[Any], **options: Any) -> CompletedProcess:
 
 def test_the_script_compares_the_settings_and_the_cures(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(trials.subprocess, "run", trained)
-    words = ["--sets", "1", "4", "--output_dir", str(tmp_path / "runs"), "--max_train_samples", "300"]
+    words = [
+        "--sets",
+        "1",
+        "4",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--max_train_samples",
+        "300",
+        "--test_file",
+        "x",
+    ]
     monkeypatch.setattr("sys.argv", ["reproduce_report.py", *words])
     load_script("reproduce_report").main()
     folders = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
     assert folders == {"set-1", "set-4", "set-4-pre-norm", "set-4-warm-up"}
     text = (tmp_path / "runs" / "report.md").read_text()
-    for part in ("12.30", "--max_train_samples=300", "say nothing at all", "set 1, set 4", "a machine"):
+    for part in ("12.30", "--max_train_samples 300", "say nothing at all", "set 1, set 4", "a machine"):
         assert part in text
     rows = {
         line.split(" | ")[0].strip("| "): line
@@ -90,3 +100,12 @@ def test_runs_are_planned_as_described() -> None:
         "set 1", "set 2", "set 3", "set 4", "set 4, pre-norm", "set 4, warm-up",
     ]  # fmt: skip
     assert planned([2], False, "r.yaml") == {"set 2": ("configs/report/set2.yaml", []), "recipe": ("r.yaml", [])}
+
+
+def test_without_a_test_set_nothing_is_trained(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(trials, "train_run", lambda *args, **options: pytest.fail("trained"))
+    pairs = str(tmp_path / "pairs")
+    words = ["--sets", "1", "--no_cures", "--train_file", pairs, "--validation_file", pairs]
+    monkeypatch.setattr("sys.argv", ["reproduce_report.py", *words, "--output_dir", str(tmp_path / "runs")])
+    with pytest.raises(InputError, match=r"set1\.yaml: runs are compared on a test set.*--test_file"):
+        load_script("reproduce_report").main()

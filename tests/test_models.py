@@ -125,6 +125,17 @@ def test_our_own_model_is_fine_tuned_with_its_smoothing(tokenizer: Any, data: Pr
     assert (kept.config.label_smoothing, changed.config.label_smoothing) == (0.2, 0.05)
 
 
+def test_fine_tuning_may_add_r_drop_to_our_own_model_alone(tokenizer: Any, data: PreparedData, tmp_path: Path) -> None:
+    build(tokenizer, data, SMALL).save_pretrained(tmp_path / "ours")
+    plain, changed = (
+        build(tokenizer, data, f"--model_name_or_path {tmp_path / 'ours'}{more}") for more in ("", " --r_drop 5")
+    )
+    assert (plain.r_drop, changed.r_drop, changed.config.r_drop) == (0, 5, 5)
+    folder = marian(tmp_path / "marian", tokenizer)
+    with pytest.raises(InputError, match="r_drop.*MarianMTModel"):
+        build(tokenizer, data, f"--model_name_or_path {folder} --r_drop 5")
+
+
 def test_a_folder_without_a_model_is_refused(tokenizer: Any, data: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks config.json and weights"):
         build(tokenizer, data, f"--model_name_or_path {tmp_path}")

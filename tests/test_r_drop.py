@@ -1,6 +1,7 @@
 """R-Drop equals its formula in value and gradient, and acts in training alone."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from hf_mt import HfMtForConditionalGeneration
+from hf_mt.losses import LateRDrop
 from hf_mt.model import loss_hf_mt, r_drop_hf_mt
 from hf_mt.model.r_drop_hf_mt import linear_r_drop
 
@@ -76,6 +78,22 @@ def test_a_batch_is_read_twice_in_training_alone(tiny_model: Build) -> None:
     assert len(reads) == 3
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("start", [0.0, 0.6])
+def test_r_drop_begins_at_its_share_of_the_steps(tiny_model: Build, start: float) -> None:
+    model = tiny_model(r_drop=5.0, dropout=0.3).train()
+    reads: list[int] = []
+    model.model.encoder.register_forward_hook(lambda *_: reads.append(1))
+    each = []
+    for step in range(5):
+        state = SimpleNamespace(global_step=step, max_steps=5)
+        LateRDrop(start).on_step_begin(None, state, None, model=model)
+        reads.clear()
+        model(**BATCH)
+        each.append(len(reads))
+    assert each == ([1, 1, 1, 2, 2] if start else [2] * 5)
+    assert model.config.r_drop == 5.0  # what is saved
 
 
 def test_without_dropout_the_passes_agree(tiny_model: Build) -> None:

@@ -11,7 +11,7 @@ from scripts_on_path import load_script
 
 from hf_mt import InputError
 from hf_mt.scores import sentence_scores, write_sentence_scores
-from hf_mt.significance import compare_systems, read_systems
+from hf_mt.significance import compare_means, compare_systems, holm, read_systems
 
 
 REFERENCES = [f"the {n} dogs run over the hill to house {n * 7} ." for n in range(60)]
@@ -48,6 +48,44 @@ def test_numbers_are_those_of_the_command(tmp_path: Path, method: Any, option: s
             assert (f"{row.mean:.4f}", f"{row.interval:.4f}") == (mean, interval)
     other_seed = compare_systems({"good": GOOD, "bad": BAD}, REFERENCES, method=method, samples=200, seed=7)
     assert other_seed[0].mean != found[0].mean
+
+
+def test_a_single_training_is_compared_as_sacrebleu_does() -> None:
+    systems = {"good": GOOD, "alike": ALIKE, "bad": BAD, "same": list(GOOD)}
+    found = compare_means({name: [lines] for name, lines in systems.items()}, REFERENCES, samples=2000)
+    for row, expected in zip(
+        found, compare_systems(systems, REFERENCES, metrics=("bleu",), samples=2000), strict=True
+    ):
+        assert row.score == pytest.approx(expected.score, abs=1e-9)
+        assert row.mean == pytest.approx(expected.mean, abs=0.3)
+        assert row.interval == pytest.approx(expected.interval, rel=0.1)
+        assert (row.p_value or 0.0) >= (expected.p_value or 0.0)
+    assert (found[2].p_value or 0.0) < 0.01 and found[1].p_value == pytest.approx(0.71, abs=0.05)
+    assert found[3].p_value == 1.0 and found[0].p_value is None
+
+
+def test_trainings_that_agree_are_no_further_evidence() -> None:
+    """Three trainings with the same translations say what one says; as independent sentences they would say more."""
+    one = compare_means({"good": [GOOD], "alike": [ALIKE]}, REFERENCES)
+    three = compare_means({"good": [GOOD] * 3, "alike": [ALIKE] * 3}, REFERENCES)
+    for row, again in zip(one, three, strict=True):
+        assert (again.score, again.mean, again.interval) == pytest.approx((row.score, row.mean, row.interval))
+        assert again.p_value == row.p_value
+    pooled = compare_systems({"good": GOOD * 3, "alike": ALIKE * 3}, REFERENCES * 3, metrics=("bleu",))
+    assert pooled[0].interval < 0.7 * one[0].interval
+
+
+def test_a_mean_is_that_of_the_trainings() -> None:
+    apart = [compare_means({"it": [lines]}, REFERENCES)[0] for lines in (GOOD, BAD)]
+    together = compare_means({"it": [GOOD, BAD]}, REFERENCES)[0]
+    assert together.score == pytest.approx((apart[0].score + apart[1].score) / 2)
+    assert together.interval < max(row.interval for row in apart) and together.p_value is None
+
+
+def test_many_tests_at_once_are_corrected() -> None:
+    values = {"base": None, "a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}
+    assert holm(values) == {"base": None, "a": 0.04, "b": pytest.approx(0.09), "c": pytest.approx(0.09), "d": 0.5}
+    assert holm({"only": 0.04}) == {"only": 0.04} and holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
 def p_value(one: list[str], other: list[str], **options: Any) -> float:

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ def test_a_batch_of_an_evaluation_counts_every_beam(data: PreparedData, tokenize
         more = {"generation_num_beams": beams, "predict_with_generate": translated, "eval_tokens_per_batch": 80}
         run = trainer(ours(), data, tokenizer, arguments(tmp_path, **more))
         seen: list[int] = []
-        run.model.get_encoder().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
+        run.model.get_encoder().register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].numel()))
         run.evaluate()
         sizes[beams, translated] = max(seen)
     longest = int(pair_lengths(run.eval_dataset).max())
@@ -289,20 +290,21 @@ def test_no_development_set_is_refused_unless_none_is_needed(
 CHECKPOINTED = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
 
 
-@pytest.mark.parametrize("kept", [{}, {"ema_decay": 0.9}, {"muon": True}])
+@pytest.mark.parametrize("kept", [{}, {"ema_decay": 0.9}, {"muon": True}, {"r_drop_start": 0.8}])
 def test_a_resumed_run_becomes_the_uninterrupted_one(
     kept: dict[str, Any], data: PreparedData, tokenizer: Any, tmp_path: Path
 ) -> None:
+    model = partial(_with_dropout, 5.0 if "r_drop_start" in kept else 0.0)
     settings = {**CHECKPOINTED, **kept, "gradient_accumulation_steps": 2, "tokens_per_batch": 64}
-    whole = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "whole", max_steps=9, **settings))
+    whole = trainer(model(), data, tokenizer, arguments(tmp_path / "whole", max_steps=9, **settings))
     whole.train()
     checkpoint = str(tmp_path / "whole" / "checkpoint-6")
-    resumed = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path / "again", max_steps=9, **settings))
+    resumed = trainer(model(), data, tokenizer, arguments(tmp_path / "again", max_steps=9, **settings))
     resumed.train(resume_from_checkpoint=checkpoint)
     assert same(weights(whole.model), weights(resumed.model))
     assert curve(whole, "loss", "grad_norm")[-3:] == curve(resumed, "loss", "grad_norm")[-3:]
     fresh_order = trainer(
-        _with_dropout(), data, tokenizer, arguments(tmp_path / "other", max_steps=9, data_seed=7, **settings)
+        model(), data, tokenizer, arguments(tmp_path / "other", max_steps=9, data_seed=7, **settings)
     )
     fresh_order.train(resume_from_checkpoint=checkpoint)
     assert not same(weights(whole.model), weights(fresh_order.model))
@@ -378,8 +380,9 @@ def test_a_resumed_run_does_not_read_what_it_skips(data: PreparedData, tokenizer
     assert len(reads["whole"]) >= 8 and len(reads["resumed"]) <= len(reads["whole"]) - 6
 
 
-def _with_dropout() -> PreTrainedModel:
+def _with_dropout(r_drop: float = 0.0) -> PreTrainedModel:
     model = ours()
+    model.config.r_drop = model.r_drop = r_drop
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1

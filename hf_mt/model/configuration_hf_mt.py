@@ -63,8 +63,8 @@ class HfMtConfig(PreTrainedConfig):
             https://arxiv.org/abs/2109.05644), so that absolute positions mean little. 0 moves none.
         randomized_positions: In training positions are a random ascending choice of this many
             (https://arxiv.org/abs/2305.16843), so that longer input brings no unseen position. 0 counts 0, 1, 2, ...
-        max_position_embeddings: Longest sequence of the learned table; for the other encodings only the default
-            maximum length of generation.
+        max_position_embeddings: Longest sequence of the learned table; for the other encodings the default
+            maximum length of generation, and eight times the threshold from which `fire` starts to learn.
         relative_attention_num_buckets, relative_attention_max_distance: As in T5.
         max_relative_position: Distance at which the relative positions of shaw, deberta and cope are clipped.
         rope_parameters: As in transformers 5: `rope_type` (default, linear, ntk, yarn), `rope_theta`, `factor`,

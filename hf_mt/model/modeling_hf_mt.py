@@ -372,6 +372,7 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.model = HfMtModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.r_drop = config.r_drop  # whoever trains may leave it out of some steps
         self.generation_config.max_length = config.max_position_embeddings  # else generation stops at 20 tokens
         self.post_init()
 
@@ -449,9 +450,9 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
     ) -> dict[str, Tensor]:
         """The part of `HfMtOutput` that labels (B, T) add, from decoder states (B, T, D) and their inputs."""
         weight, smoothing = self.lm_head.weight, self.config.label_smoothing
-        if self.training and self.config.r_drop:
+        if self.training and self.r_drop:
             twice = torch.stack((hidden_states, self.model(**inputs).last_hidden_state))  # (2, B, T, D)
-            sums = linear_r_drop(twice, weight, labels, alpha=self.config.r_drop, label_smoothing=smoothing)
+            sums = linear_r_drop(twice, weight, labels, alpha=self.r_drop, label_smoothing=smoothing)
         else:
             sums = linear_cross_entropy(hidden_states, weight, labels, label_smoothing=smoothing)
         loss = sums.loss / (sums.num_tokens.clamp(min=1) if num_items is None else num_items)

@@ -130,7 +130,7 @@ ROPE_SCALINGS = {
 
 
 class XposPositionEncoding(RotaryPositionEncoding):
-    """RoPE whose products also shrink with distance: queries grow and keys fall exponentially with position.
+    """RoPE whose products also shrink with distance: queries fall and keys grow exponentially with position.
 
     Source: Sun et al. 2022, equations 17 and 18 (https://arxiv.org/abs/2212.10554), gamma 0.4 and a scale base of 512
     tokens. It needs keys before the query, which the encoder's are not: there it is RoPE.
