@@ -1,6 +1,7 @@
 """Which words of the source the decoder looks at: cross-attention of a translation, for a picture."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.data import encode_pairs
 from hf_mt.generation import position_limit
+from hf_mt.losses import decoder_inputs
 from hf_mt.translation import Translator
 
 
@@ -34,9 +36,11 @@ def cross_attention(
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the only kernel that gives its weights
     rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
-    limit = position_limit(model) or math.inf
+    limits = [position_limit(stack) or math.inf for stack in (model.get_encoder(), model.get_decoder())]
     pairs = zip(*rows.values(), strict=True)
-    found = [_one(model, tokenizer, *pair) if max(map(len, pair)) <= limit else None for pair in pairs]
+    found = [
+        _one(model, tokenizer, *pair) if all(map(operator.le, map(len, pair), limits)) else None for pair in pairs
+    ]
     model.set_attn_implementation(before)
     return found
 
@@ -48,7 +52,7 @@ def _one(
     output = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=labels),
+        decoder_input_ids=decoder_inputs(model, labels),
         output_attentions=True,
         use_cache=False,
     )

@@ -45,11 +45,8 @@ def whole_checkpoint(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         processes.wait_for_everyone()
-        if processes.is_local_main_process and aside.exists():  # once for each file system
-            _seal(aside)
-            shutil.rmtree(folder, ignore_errors=True)  # one that was left out as damaged
-            os.replace(aside, folder)
-            _flush(folder.parent)
+        if processes.is_local_main_process:
+            _finish(aside, folder, processes.process_index)
         processes.wait_for_everyone()
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_disk_error(error):
@@ -57,6 +54,22 @@ def whole_checkpoint(folder: Path) -> Iterator[Path]:
         raise InputError(_unwritable(folder, error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _finish(aside: Path, folder: Path, process: int) -> None:
+    """Makes `folder` of what all processes wrote: once for each file system, by the machine that takes it first."""
+    own = aside.with_name(f"{aside.name}-{process}")
+    try:
+        os.rename(aside, own)
+    except FileNotFoundError:  # nothing is saved here, or another machine shares the disk
+        return
+    try:
+        _seal(own)
+        shutil.rmtree(folder, ignore_errors=True)  # one that was left out as damaged
+        os.replace(own, folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @contextmanager

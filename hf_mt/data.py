@@ -252,10 +252,11 @@ def encode_pairs(
         text_target=list(targets),
         verbose=False,  # no warning about the model's length: too long pairs are counted
     )
-    return {key: [_ended(ids, tokenizer.eos_token_id) for ids in encoded[key]] for key in ("input_ids", "labels")}
+    return {key: [ended(ids, tokenizer.eos_token_id) for ids in encoded[key]] for key in ("input_ids", "labels")}
 
 
-def _ended(ids: list[int], eos_token_id: int) -> list[int]:
+def ended(ids: list[int], eos_token_id: int) -> list[int]:
+    """Tokens with the end of sentence, which not every tokenizer adds."""
     return ids if eos_token_id in ids[-2:] else [*ids, eos_token_id]  # mBART has its language code after it
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_mt.batching import padding_share, training_sampler
 from hf_mt.data import SegmentedPairs, pair_lengths
+from hf_mt.early_stopping import EarlyStopping
 from hf_mt.sharding import whole_model
 from hf_mt.training import TranslationTrainer
 
@@ -91,6 +92,7 @@ def _seconds_a_step(trainer: TranslationTrainer, folder: str) -> float:
     args.output_dir, args.max_steps = folder, STEPS
     args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
     args.average_checkpoints, args.disable_tqdm = 0, True
+    trainer.remove_callback(EarlyStopping)
     trainer.add_callback(times)
     trainer.train()
     return (times.ends[-1] - times.ends[0]) / max(len(times.ends) - 1, 1)

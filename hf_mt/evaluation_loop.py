@@ -56,8 +56,11 @@ class TranslationEvaluator(Seq2SeqTrainer):
 
     def _eval_budget(self, dataset: Dataset) -> int:
         """Tokens of a batch, of which each beam needs as much memory; the longest sentence is never dropped."""
-        beams = getattr(self, "_gen_kwargs", {}).get("num_beams") if self.args.predict_with_generate else None
-        return max(self.args.eval_tokens_per_batch // (beams or 1), int(pair_lengths(dataset).max()))
+        beams = 1
+        if self.args.predict_with_generate:
+            asked = getattr(self, "_gen_kwargs", {}).get("num_beams")
+            beams = asked or self.accelerator.unwrap_model(self.model).generation_config.num_beams or 1
+        return max(self.args.eval_tokens_per_batch // beams, int(pair_lengths(dataset).max()))
 
     def evaluation_loop(
         self,

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -213,6 +214,15 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise InputError(
             f"average_checkpoints is {values['average_checkpoints']}, but save_total_limit keeps only {kept}; raise it"
         )
+    if values["average_checkpoints"] > 1 and (
+        "no" in (values["eval_strategy"], values["save_strategy"]) or values["metric_for_best_model"] is None
+    ):
+        raise InputError(
+            "average_checkpoints compares the mean of checkpoints on the development set: it needs eval_strategy and "
+            "save_strategy other than no, and a metric_for_best_model"
+        )
+    if values["push_to_hub"] and values["hub_strategy"] not in ("end", "every_save"):
+        raise InputError(f"hub_strategy is {values['hub_strategy']}; a model is pushed at its end or at every_save")
     if values["streaming"]:
         _check_streaming(values)
     if values["muon"] and values["optim"] != valid_keys()["optim"].default:
@@ -317,7 +327,7 @@ def run_script(main: Callable[[], None]) -> None:
     except InputError as error:
         _end(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
         if error.errno in WRONG_NAMES and error.filename is not None:
@@ -328,6 +338,10 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _end(message: object) -> NoReturn:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {visible(str(message), keep=chr(10))}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
+    rank, whose = os.environ.get("RANK", "0"), ""
+    if rank != "0":
+        time.sleep(2)  # the launcher ends this process by then, if the first one has failed and told why
+        whose = f"process {rank}: "
+    text = visible(str(message), keep=chr(10))
+    print(f"error: {whose}{text}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
     raise SystemExit(2) from None

@@ -38,7 +38,7 @@ KNOWN_SETTINGS = frozenset(_KNOWN.split())  # of a generation configuration, all
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """What a model wrote for B sentences, as N hypotheses; those of a sentence follow each other, best first.
+    """What a model wrote for B sentences, as N hypotheses; those of a sentence are together, a search's best first.
 
     Attributes:
         sequences: Token ids without the start token, up to and with the end of sentence.
@@ -187,6 +187,10 @@ def _best(search: BeamSearch, number: int, *, return_scores: bool) -> GeneratedB
     """The best few hypotheses of each sentence."""
     eos = search.eos.tolist()
     best = [hypothesis for hypotheses in search.run() for hypothesis in hypotheses[:number]]
+    if search.not_a_number:
+        raise InputError(
+            "the model's scores are NaN: its training diverged, or its numbers are too large for its dtype"
+        )
     if not all(tokens for tokens, _ in best):
         raise InputError(
             f"a sentence has fewer than {number} translations of the length that it may have: lower num_beams or nbest"

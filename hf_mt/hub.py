@@ -14,13 +14,17 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_imports
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_mt.arguments import InputError
+from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
 from hf_mt.experiment import Experiment
 from hf_mt.model_card import write_model_card as write_model_card
 from hf_mt.run_record import CURVES
@@ -167,18 +171,32 @@ def push(
         repo_id = _open_repository(api, repo_id, private=private, revision=revision)
         there = api.list_repo_files(repo_id, revision=revision)
         stale = [name for name in there if _is_weight(name) and name not in files]
-        api.create_commit(
-            repo_id,
-            operations=[
-                *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files),
-                *(CommitOperationDelete(path_in_repo=name) for name in stale),
-            ],
-            commit_message=commit_message or "Upload a model trained with hf_mt",
-            revision=revision,
-        )
+        with _evaluated_weights(folder) as replaced:
+            paths = {name: folder / name for name in files} | replaced
+            api.create_commit(
+                repo_id,
+                operations=[
+                    *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()),
+                    *(CommitOperationDelete(path_in_repo=name) for name in stale),
+                ],
+                commit_message=commit_message or "Upload a model trained with hf_mt",
+                revision=revision,
+            )
     address = f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
     logger.info("Pushed %d files to %s", len(files), address)
     return address
+
+
+@contextmanager
+def _evaluated_weights(folder: Path) -> Iterator[dict[str, Path]]:
+    """A file in the place of a checkpoint's weights, if it has a moving average: the card has the average's scores."""
+    if not (folder / MOVING_AVERAGE_NAME).is_file():
+        yield {}
+        return
+    with TemporaryDirectory() as aside:
+        path = Path(aside, SAFE_WEIGHTS_NAME)
+        save_file(checkpoint_weights(folder), path, {"format": "pt"})
+        yield {path.name: path}
 
 
 def _is_weight(name: str) -> bool:

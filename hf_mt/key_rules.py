@@ -11,12 +11,12 @@ _FREE = """
 output_dir run_name project token trust_remote_code attn_implementation preprocessing_num_workers dry_run
 num_train_epochs max_steps early_stopping_patience non_finite_steps num_processes
 eval_strategy eval_steps eval_delay eval_on_start eval_tokens_per_batch num_samples_shown
-save_strategy save_steps save_total_limit save_only_model save_on_each_node
+save_strategy save_steps save_total_limit save_only_model
 logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
 log_level_replica report_to disable_tqdm cpu_threads card_license card_samples
 include_num_input_tokens_seen skip_memory_metrics debug
 trackio_space_id trackio_bucket_id trackio_static_space_id
-push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_revision
 ignore_data_skip restore_callback_states_from_checkpoint
 dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
 dataloader_multiprocessing_context
@@ -46,6 +46,11 @@ REPLACED = {
     "sortish_sampler": _OURS,
     "auto_find_batch_size": _OURS + "; --dry_run shows the memory that they need",
     "dataloader_drop_last": _OURS + " and none is dropped",
+    "average_tokens_across_devices": "labels are always counted over all processes",
+    "bf16_full_eval": "use bf16, which evaluation follows",
+    "fp16_full_eval": "use fp16, which evaluation follows",
+    "hub_always_push": "every checkpoint is pushed, one after another",
+    "save_on_each_node": "machines need one shared output_dir",
     "enable_jit_checkpoint": "SIGTERM always saves, within the step that it comes in",
     "dataloader_in_order": _OURS + " and must keep their order",
     "remove_unused_columns": "the data has no column but those in use",

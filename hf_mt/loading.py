@@ -79,6 +79,7 @@ def choose_languages(
         tokenizer.src_lang = _language_token(tokenizer, source_lang)[0]
     if target_lang is None:
         return {}
+    tokenizer.tgt_lang = _language_token(tokenizer, target_lang)[0]  # of targets that are scored
     start = model.generation_config.decoder_start_token_id
     specials = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     # mBART's first version starts with the language itself, all others with a token of no language

@@ -8,10 +8,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from hf_mt.model.loss_hf_mt import IGNORE_INDEX, LossSums
 
@@ -30,9 +31,20 @@ def loss_sums(model: nn.Module, batch: Mapping[str, Any], *, label_smoothing: fl
         return LossSums(output.loss, output.nll, output.num_correct, output.num_tokens)
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    decoder_input_ids = unwrapped.prepare_decoder_input_ids_from_labels(labels=labels)
-    logits = model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False).logits
+    logits = model(**inputs, decoder_input_ids=decoder_inputs(unwrapped, labels), use_cache=False).logits
     return scores_to_sums(logits, labels, label_smoothing)
+
+
+def decoder_inputs(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """What the decoder reads to predict labels (B, T): a start token, and the labels one place later.
+
+    M2M100, NLLB and Blenderbot do this within `forward` and offer no method for it.
+    """
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
+    before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE_INDEX, model.config.pad_token_id)
+    return torch.cat((start, before), dim=1)
 
 
 def scores_to_sums(logits: Tensor, labels: Tensor, label_smoothing: float) -> LossSums:

@@ -16,6 +16,7 @@ from hf_mt.arguments import InputError
 from hf_mt.data import PreparedData
 from hf_mt.experiment import Experiment
 from hf_mt.generation import position_limit
+from hf_mt.loading import choose_languages
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
 from hf_mt.pretrained import load_seq2seq
 
@@ -59,7 +60,12 @@ def load_or_build_model(
         ids["decoder_start_token_id"] = ids["bos_token_id"]
         model = _new_model(experiment, len(tokenizer), ids, kernel=kernel)
     _check_lengths(model, data)
+    if isinstance(model, HfMtForConditionalGeneration):
+        _check_random_positions(model, max(tokens.max for tokens in data.tokens["train"].values()))
     _set_generation(model, experiment, data.tokens["train"]["target"].max)
+    if hasattr(tokenizer, "set_src_lang_special_tokens"):  # translations begin with the token of their language
+        languages = experiment.data.source_lang, experiment.data.target_lang
+        model.generation_config.update(**choose_languages(model, tokenizer, *languages))
     return model
 
 
@@ -74,6 +80,19 @@ def _check_lengths(model: PreTrainedModel, data: PreparedData) -> None:
                     f"{limit} positions: raise max_position_embeddings, choose a position_encoding without a limit, "
                     f"or {_shorter(split, side, limit)}"
                 )
+
+
+def _check_random_positions(model: HfMtForConditionalGeneration, longest: int) -> None:
+    """Positions that are moved or spread in training still have to be enough, and within the limit."""
+    spread, limit = model.config.randomized_positions, model.max_length
+    if 0 < spread < longest:
+        raise InputError(f"randomized_positions is {spread}, but a training sentence has {longest} tokens; raise it")
+    reach = max(longest, spread) + model.config.position_shift
+    if limit is not None and reach > limit:
+        raise InputError(
+            f"position_shift or randomized_positions reach position {reach:,}, but the model has {limit} positions: "
+            "raise max_position_embeddings, or lower them"
+        )
 
 
 def _shorter(split: str, side: str, limit: int) -> str:

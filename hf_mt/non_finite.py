@@ -35,6 +35,7 @@ class NonFiniteSteps:
     def __init__(self, choice: Literal["stop", "skip"], folder: Path, tokenizer: PreTrainedTokenizerBase):
         self.choice, self.folder, self.tokenizer = choice, folder / FOLDER, tokenizer
         self.in_a_row = self.total = 0
+        self.stopped = False
 
     def check(
         self,
@@ -62,6 +63,7 @@ class NonFiniteSteps:
         self.in_a_row, self.total = self.in_a_row + 1, self.total + 1
         path = self._keep(batches, state.global_step + 1, process)
         stops = self.choice == "stop" or self.in_a_row == IN_A_ROW
+        self.stopped |= stops
         control.should_training_stop |= stops
         logger.error(
             "The gradient of step %d has the norm %s; %s. Its batch is kept in %s%s",

@@ -12,6 +12,7 @@ processors, and one matrix at a time.
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +94,13 @@ class Muon(Optimizer):
         if shapes:
             raise ValueError(f"Muon takes matrices, but found parameters of shape {shapes}; give them as others")
         groups = [{"params": matrices, "momentum": momentum, "weight_decay": weight_decay}]
-        groups += [{**group, "betas": betas, "eps": eps} for group in others]
+        groups += [{**group, "betas": betas, "eps": eps, "fused": True} for group in others]  # fused: read on loading
         super().__init__([group for group in groups if group["params"]], {"lr": lr})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which takes the count of steps to a GPU only if a saved group is `fused`; old ones don't say."""
+        groups = [group if "momentum" in group else {**group, "fused": True} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

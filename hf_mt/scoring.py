@@ -6,6 +6,7 @@ Scores are sums over the tokens of a target, its end of sentence included, in na
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from hf_mt.arguments import InputError
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import encode_pairs
 from hf_mt.generation import position_limit
+from hf_mt.losses import decoder_inputs
 from hf_mt.model.loss_hf_mt import IGNORE_INDEX
 from hf_mt.search_limits import check_limits
 from hf_mt.translation import Translator
@@ -56,7 +58,8 @@ def score_pairs(
     model, tokenizer = translator.model, translator.tokenizer
     rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
     lengths = np.array([list(map(len, pair)) for pair in zip(*rows.values(), strict=True)])
-    _check_lengths(lengths, position_limit(model))
+    for side, stack in enumerate((model.get_encoder(), model.get_decoder())):
+        _check_lengths(lengths[:, side], position_limit(stack))
     budget = min(tokens_per_batch, SCORES_AT_ONCE // model.config.vocab_size)
     sampler = TokenBatchSampler(lengths, tokens_per_batch=max(budget, int(lengths.max())), shuffle=False)
     collate = TranslationCollator(tokenizer)
@@ -72,21 +75,20 @@ def score_pairs(
 
 
 @torch.no_grad()
-def _log_probabilities(model: torch.nn.Module, batch: dict[str, Tensor]) -> list[float]:
+def _log_probabilities(model: Any, batch: dict[str, Tensor]) -> list[float]:
     """Sums over the labels (B, T) of each row."""
     labels = batch.pop("labels")
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    decoder_input_ids = decoder_inputs(model, labels)
     logits = model(**batch, decoder_input_ids=decoder_input_ids, use_cache=False).logits.float()  # (B, T, V)
     picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)  # (B, T)
     return picked.masked_fill(labels == IGNORE_INDEX, 0.0).sum(-1).tolist()
 
 
 def _check_lengths(lengths: np.ndarray, limit: int | None) -> None:
-    longest = lengths.max(axis=1)
-    if limit is not None and longest.max() > limit:
-        line = int(longest.argmax())
+    if limit is not None and lengths.max() > limit:
+        line = int(lengths.argmax())
         raise InputError(
-            f"line {line + 1}: {longest[line]} tokens, but the model has positions for {limit}; shorten it, or take a "
+            f"line {line + 1}: {lengths[line]} tokens, but the model has positions for {limit}; shorten it, or take a "
             "model with an encoding that has no limit"
         )
 

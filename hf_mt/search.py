@@ -23,7 +23,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from hf_mt.model import HfMtForConditionalGeneration
 
 
-IMPOSSIBLE = -1e9  # a score that no hypothesis has
+IMPOSSIBLE = -1e9  # a sum of log-probabilities that no running hypothesis has; finite, since it is added to others
+NONE = -math.inf  # the score of a finished hypothesis that is not there
 _OF_SENTENCES = """
 numbers done states limits source_mask tokens scores past finished_tokens finished_scores
 """
@@ -105,13 +106,16 @@ class BeamSearch:
         self.states, self.limits = states, limits.to(device)
         self.source_mask = _additive(attention_mask[:, None, None] != 0, states.dtype)  # (A, 1, 1, S)
         # of each of its running hypotheses
-        self.tokens = torch.full((size, beams, 1), model.config.decoder_start_token_id, device=device)  # (A, K, t + 1)
+        asked = model.generation_config.decoder_start_token_id
+        start = model.config.decoder_start_token_id if asked is None else asked
+        self.tokens = torch.full((size, beams, 1), start, device=device)  # (A, K, t + 1)
         self.scores = torch.full((size, beams), IMPOSSIBLE, device=device)
         self.scores[:, 0] = 0.0  # all begin alike: only one of them counts
         self.past = torch.zeros(size, beams, 0, dtype=torch.bool, device=device)  # (A, K, K * t) its own keys
         # of each of its finished hypotheses, best first
         self.finished_tokens = self.tokens.clone()
-        self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
+        self.finished_scores = torch.full_like(self.scores, NONE)
+        self.not_a_number = False  # whether a search ended since the model's scores are NaN
         # of the batch
         self.results: list[list[tuple[list[int], float]]] = [[] for _ in range(size)]
 
@@ -159,7 +163,7 @@ class BeamSearch:
         ended = stopped[:, :beams]
         if not ended.any():
             return
-        new_scores = torch.where(ended, scores[:, :beams] / self.length**self.options.length_penalty, IMPOSSIBLE)
+        new_scores = torch.where(ended, scores[:, :beams] / self.length**self.options.length_penalty, NONE)
         new_tokens = self._continued(parents[:, :beams], tokens[:, :beams])
         old_tokens = torch.nn.functional.pad(
             self.finished_tokens, (0, new_tokens.shape[-1] - self.finished_tokens.shape[-1]), value=-1
@@ -182,10 +186,11 @@ class BeamSearch:
         worst = self.finished_scores[:, -1]
         can_improve = self.scores[:, 0] / self.length**self.options.length_penalty > worst
         if self.options.early_stopping:
-            can_improve &= worst == IMPOSSIBLE
+            can_improve &= worst == NONE
         ends = ~self.done & (stopped.all(1) | ~can_improve)
         if not ends.any():
             return
+        self.not_a_number |= bool(self.scores[ends].isnan().any())
         self._keep_results(ends)
         self.done |= ends
         left = (~self.done).nonzero()[:, 0]

@@ -133,6 +133,8 @@ class Job:
         if not path.is_file():
             limits = {name: self.options[name] for name in ("max_source_tokens", "long_lines") if name in self.options}
             self.translator.check_lines(self.source, **limits)
+            for stale in [*self.folder.glob("*.txt"), *self.folder.glob("*.json")]:  # of a job killed at its very end
+                stale.unlink()
             write_whole(path, json.dumps(identity, indent=2) + "\n")
         before = json.loads(path.read_text(encoding="utf-8"))
         names = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]

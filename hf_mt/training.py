@@ -12,7 +12,7 @@ A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
@@ -30,6 +30,7 @@ from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, a
 from hf_mt.batching import TranslationCollator, training_sampler
 from hf_mt.checkpoints import checkpoints, state_without_code, verify_checkpoint, whole_checkpoint
 from hf_mt.data import SegmentedPairs, pair_lengths
+from hf_mt.early_stopping import EarlyStopping
 from hf_mt.evaluation_loop import Scores, TranslationEvaluator
 from hf_mt.interruption import EvaluationInterrupted, Interruption
 from hf_mt.losses import LateRDrop, loss_sums
@@ -82,6 +83,9 @@ class TranslationTrainer(TranslationEvaluator):
                 "validation_file, or set eval_strategy to no and load_best_model_at_end to false"
             )
         check_sharding(args)
+        if args.n_gpu > 1:  # transformers would spread each batch over them itself, by DataParallel
+            logger.warning("One GPU of %d is used; for all of them: configs/accelerate/ddp.yaml", args.n_gpu)
+            args._n_gpu = 1
         self.publish = publish
         self.label_smoothing = label_smoothing
         super().__init__(
@@ -114,7 +118,7 @@ class TranslationTrainer(TranslationEvaluator):
         if self.stream is not None:
             self.add_callback(StreamProgress(self.stream))
         if args.early_stopping_patience:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(EarlyStopping(args.early_stopping_patience))
         if self.average is not None:
             self.add_callback(UpdateAverage(self.average))
         if args.r_drop_start:
@@ -148,8 +152,13 @@ class TranslationTrainer(TranslationEvaluator):
             self.train_sampler.set_epoch(epoch)  # Accelerate's wrappers don't pass it on when an epoch is resumed
         else:
             kwargs["steps_trained_in_current_epoch"] = 0  # nothing to skip: it is where the checkpoint was
-        self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
-        super()._run_epoch(epoch=epoch, **kwargs)
+        self._make_up_for_evaluation(kwargs["trial"])
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = (
+                True  # the checkpoint was the last; transformers would take a step more
+            )
+        else:
+            super()._run_epoch(epoch=epoch, **kwargs)
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Any]:
         batches, num_items = super().get_batch_samples(*args)
@@ -230,17 +239,23 @@ class TranslationTrainer(TranslationEvaluator):
             self.control.should_training_stop = True
             self._save_checkpoint(model, trial)
 
-    def _make_up_for_evaluation(self, trial: Any, ignore_keys: list[str] | None) -> None:
+    def _finalize_training(self, trial: Any, *args: Any) -> Any:
+        if not self.interruption.agreed() and not self.non_finite.stopped:
+            self._make_up_for_evaluation(trial)
+        return super()._finalize_training(trial, *args)
+
+    def _make_up_for_evaluation(self, trial: Any) -> None:
         """Evaluates at the step of the checkpoint that training goes on from, if SIGTERM came in the way then."""
         step, args = self.state.global_step, self.args
         if args.eval_strategy == IntervalStrategy.STEPS:
-            due = step % self.state.eval_steps == 0 and args.eval_delay <= step
+            last = step >= self.state.max_steps  # where transformers evaluates, too
+            due = (step % self.state.eval_steps == 0 or last) and args.eval_delay <= step
         else:
             due = args.eval_strategy == IntervalStrategy.EPOCH and step % self._steps_per_epoch() == 0
             due = due and args.eval_delay <= self.state.epoch
         done = any(row["step"] == step and "eval_loss" in row for row in self.state.log_history)
         if step and due and not done:
-            self._determine_best_metric(self._evaluate(trial, ignore_keys), trial)
+            self._determine_best_metric(self._evaluate(trial, None), trial)
             self._point_to_best(Path(self._get_output_dir(trial)))
 
     def _steps_per_epoch(self) -> int:
@@ -314,9 +329,10 @@ class TranslationTrainer(TranslationEvaluator):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; afterwards the model has the weights to keep: best, moving average, or mean of the last
         checkpoints where that is better on the development set."""
-        with state_without_code():
+        output = None
+        with state_without_code(), suppress(EvaluationInterrupted):  # of one that was made up for: nothing new to save
             output = super().train(*args, **kwargs)
-        if self.interruption.happened:
+        if self.interruption.agreed() or self.non_finite.stopped:
             return output
         if self.average is not None:
             self.average.copy_to_model()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from operator import attrgetter
 from os import PathLike
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.arguments import InputError
+from hf_mt.data import ended
 from hf_mt.generation import GeneratedBatch, generate_batch, is_search, length_limits, position_limit
 from hf_mt.hardware import side_by_side
 from hf_mt.hypotheses import Hypothesis, Tally, join_parts
@@ -312,7 +314,8 @@ class Translator:
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         prefixed = [self.source_prefix + text for text in texts]
-        return self.tokenizer(prefixed, verbose=False)["input_ids"] if prefixed else []
+        rows = self.tokenizer(prefixed, verbose=False)["input_ids"] if prefixed else []
+        return [ended(row, self.tokenizer.eos_token_id) for row in rows]
 
     def _split(self, text: str, limit: int) -> list[list[int]]:
         """Tokens of the pieces of a long line."""
@@ -329,7 +332,10 @@ class Translator:
         texts = self.tokenizer.batch_decode(batch.sequences, skip_special_tokens=True)
         scores = [None] * len(texts) if batch.scores is None else batch.scores.tolist()
         flat = [Hypothesis(*parts) for parts in zip(texts, scores, batch.finished.tolist(), strict=True)]
-        return [flat[start : start + n] for start in range(0, len(flat), n)]
+        groups = [flat[start : start + n] for start in range(0, len(flat), n)]
+        if batch.scores is not None:  # samples come in the order in which they were drawn
+            groups = [sorted(group, key=attrgetter("score"), reverse=True) for group in groups]
+        return groups
 
 
 def _check_long_lines(long_lines: str, several: bool) -> None:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_mt.arguments import InputError
 from hf_mt.checkpoints import last_checkpoint
 from hf_mt.data import PreparedData, format_table
 from hf_mt.data_table import save_data_table, text_digests
@@ -22,6 +23,7 @@ from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
 from hf_mt.interruption import EXIT_CODE, end_with_launcher
 from hf_mt.models import check_architecture, load_or_build_model
+from hf_mt.non_finite import FOLDER as NON_FINITE
 from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
@@ -31,6 +33,13 @@ from hf_mt.streaming import load_data
 from hf_mt.summary import summarise
 from hf_mt.tracking import log_results
 from hf_mt.training import TranslationTrainer
+
+
+STOPPED = (
+    "training stopped at step {}, before one whose gradient is NaN or infinite; its batch is in {}. Go on from the"
+    " last checkpoint without such steps by --non_finite_steps skip, or begin anew in another output_dir with a lower"
+    " learning_rate"
+)
 
 
 def main() -> None:
@@ -57,8 +66,9 @@ def main() -> None:
             save_data_table(folder, data, text_digests(corpus))
         publish = publisher_for(experiment)
         run(build(publish=publish), experiment, with_texts(data, "test"))
-        if args.should_save and publish is not None:
-            say(f"Published at {publish(folder)}")
+        address = publish(folder) if args.should_save and publish is not None else None
+        if address is not None:
+            say(f"Published at {address}")
 
 
 def build_trainer(
@@ -86,6 +96,8 @@ def run(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Datas
     if trainer.interruption.happened:
         say(f"Stopped at step {trainer.state.global_step}; the same command goes on from there")
         raise SystemExit(EXIT_CODE)
+    if trainer.non_finite.stopped:
+        raise InputError(STOPPED.format(trainer.state.global_step, folder / NON_FINITE))
     results = finish(trainer, experiment, test_dataset)
     if args.should_save:
         say(summarise(folder, license=args.card_license, show_samples=args.card_samples))

@@ -3,13 +3,23 @@
 import json
 import resource
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_mt.arguments import InputError
-from hf_mt.checkpoints import MANIFEST, STATE, checkpoints, last_checkpoint, verify_checkpoint, whole_checkpoint
+from hf_mt.checkpoints import (
+    MANIFEST,
+    STATE,
+    _finish,
+    checkpoints,
+    last_checkpoint,
+    verify_checkpoint,
+    whole_checkpoint,
+)
 
 
 def write(run_folder: Path, step: int, weights: bytes = b"weights") -> Path:
@@ -29,6 +39,20 @@ def test_a_checkpoint_appears_at_the_end_with_a_manifest(tmp_path: Path) -> None
     assert set(listed) == {"model.safetensors", "shards/0.bin", STATE} and listed["shards/0.bin"]["bytes"] == 5
     verify_checkpoint(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_machines_that_share_a_disk_make_one_checkpoint(tmp_path: Path) -> None:
+    """Both of two machines come to the end of the same checkpoint at once."""
+    for step in range(5):
+        folder, aside = tmp_path / f"checkpoint-{step}", tmp_path / f".unfinished-checkpoint-{step}"
+        aside.mkdir()
+        (aside / "model.safetensors").write_bytes(b"weights" * 100_000)
+        (aside / STATE).write_text(json.dumps({"global_step": step}))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(partial(_finish, aside, folder), (0, 8)))
+        verify_checkpoint(folder)
+        assert MANIFEST not in json.loads((folder / MANIFEST).read_text())["files"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in range(5)}
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError(28, "No space left on device")])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hub_server import TOKEN, HubServer, running_hub
 from huggingface_hub import constants
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer
 
 from hf_mt import HfMtForConditionalGeneration, InputError, hub
 from hf_mt import model as travelling_folder
+from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage
 from hf_mt.hub import Publisher, files_to_push, push
 from hf_mt.tokenization import train_tokenizer
 
@@ -289,3 +291,19 @@ def test_a_publisher_pushes_a_checkpoint_that_loads(run: Path, server: HubServer
     assert set(on_hub(server)) == MODEL | CODE | {"README.md"}
     card = on_hub(server)["README.md"].decode()
     assert "## Hyperparameters" in card and "A dog runs" not in card
+
+
+def test_of_a_checkpoint_the_weights_that_were_evaluated_are_pushed(
+    run: Path, server: HubServer, online: dict[str, Any], model: HfMtForConditionalGeneration
+) -> None:
+    average = MovingAverage(model, 0.9)
+    for weight in average.weights.values():
+        weight += 1.0
+    average.save(run)
+    push(run, "user/name", **online)
+    pushed = safetensors.torch.load(on_hub(server)["model.safetensors"])
+    own = safetensors.torch.load_file(run / "model.safetensors")
+    assert pushed.keys() == own.keys()
+    for name, weight in own.items():
+        torch.testing.assert_close(pushed[name], weight + 1.0)
+    assert MOVING_AVERAGE_NAME not in on_hub(server)

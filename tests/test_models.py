@@ -81,6 +81,18 @@ def test_a_sentence_longer_than_learned_positions_is_refused(tokenizer: Any, dat
     build(tokenizer, data, f"{learned} {longest}")
 
 
+def test_random_positions_that_do_not_fit_are_refused(tokenizer: Any, data: PreparedData) -> None:
+    longest = max(data.tokens["train"][side].max for side in ("source", "target"))
+    with pytest.raises(InputError, match=f"randomized_positions is {longest - 1}.*{longest} tokens"):
+        build(tokenizer, data, f"{SMALL} --randomized_positions {longest - 1}")
+    build(tokenizer, data, f"{SMALL} --randomized_positions {longest}")
+    learned = f"{SMALL} --position_encoding learned --max_position_embeddings {longest + 9} --position_shift"
+    with pytest.raises(InputError, match=f"reach position {longest + 10}, but the model has {longest + 9}"):
+        build(tokenizer, data, f"{learned} 10")
+    model = build(tokenizer, data, f"{learned} 9").train()
+    model(input_ids=torch.ones(1, longest, dtype=torch.long), labels=torch.ones(1, longest, dtype=torch.long))
+
+
 def marian(folder: Path, tokenizer: Any) -> Path:
     sizes = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": len(tokenizer)}
     sizes |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}

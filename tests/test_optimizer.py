@@ -106,6 +106,24 @@ def _check_division(model: nn.Module, *adamw: str) -> None:
         assert ("momentum" in places[id(param)]) != any(part in name for part in adamw), name
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_loaded_state_is_where_the_weights_are(old: bool) -> None:
+    """A GPU's kernel takes the number of steps from the GPU; the meta device stands for one here."""
+    params = [nn.Parameter(matrices(4, 6)), nn.Parameter(matrices(3))]
+    others = {"weight_decay": 0.0}
+    optimizer = Muon(params[:1], [{"params": params[1:], **others}], lr=RATE)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    saved = deepcopy(optimizer.state_dict())
+    if old:  # as earlier versions wrote it
+        del saved["param_groups"][1]["fused"]
+    elsewhere = [nn.Parameter(param.detach().to("meta")) for param in params]
+    resumed = Muon(elsewhere[:1], [{"params": elsewhere[1:], **others}], lr=RATE)
+    resumed.load_state_dict(saved)
+    assert {value.device.type for state in resumed.state.values() for value in state.values()} == {"meta"}
+
+
 def test_a_loaded_state_goes_on() -> None:
     def new() -> tuple[list[nn.Parameter], Muon]:
         params = [nn.Parameter(matrices(4, 6)), nn.Parameter(matrices(3))]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import MODELS, SENTENCES, word_tokenizer
+from random_models import MODELS, SENTENCES, SIZES, word_tokenizer
 from scripts_on_path import load_script
 
-from hf_mt import InputError, Translator
+from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError, Translator
 from hf_mt.attention import cross_attention
 from hf_mt.losses import loss_sums
 from hf_mt.scoring import corpus_perplexity, score_pairs
@@ -19,7 +19,7 @@ SOURCES = SENTENCES
 TARGETS = [" ".join(reversed(line.split())) for line in SENTENCES]
 
 
-@pytest.fixture(params=["rope", "marian", "t5"])
+@pytest.fixture(params=["rope", "marian", "t5", "m2m100"])
 def translator(request: pytest.FixtureRequest) -> Translator:
     return Translator(MODELS[request.param][-1]().double().eval(), word_tokenizer())
 
@@ -65,6 +65,14 @@ def test_bad_pairs_are_refused() -> None:
         score_pairs(translator, SOURCES[:2], TARGETS[:1])
     with pytest.raises(InputError, match=r"line 2: \d+ tokens, but the model has positions for \d+"):
         score_pairs(translator, ["w1", "w1 " * 300], ["w1", "w1"])
+
+
+def test_a_side_without_a_limit_may_be_long() -> None:
+    config = HfMtConfig(**SIZES, encoder_position_encoding="learned", decoder_position_encoding="rope")
+    translator = Translator(HfMtForConditionalGeneration(config).eval(), word_tokenizer())
+    assert score_pairs(translator, ["w5"], ["w5 " * 30])[0].num_tokens == 31
+    with pytest.raises(InputError, match="31 tokens, but the model has positions for 24"):
+        score_pairs(translator, ["w5 " * 30], ["w5"])
 
 
 def test_the_script_prints_a_line_for_each_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -92,6 +92,20 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_run_that_a_gradient_stopped_is_not_finished(tmp_path: Path, capsys: Any) -> None:
+    config, folder = tmp_path / "spoilt.yaml", tmp_path / "run"
+    config.write_text(tiny(learning_rate="1e30", max_grad_norm=0, lr_scheduler_type="constant", ema_decay=None))
+    for _ in range(2):  # the same command goes on, and comes to the same step
+        code, out, err = run("train", config, "--output_dir", folder, capsys=capsys)
+        assert code == 2 and "--non_finite_steps skip" in err and "is a finished run" not in out
+        assert not (folder / "all_results.json").exists() and any((folder / "non_finite").iterdir())
+
+
+def test_a_rehearsal_has_nothing_to_stop_early(config: Path, tmp_path: Path, capsys: Any) -> None:
+    code, out, err = run("train", config, "--dry_run", "--early_stopping_patience", 2, capsys=capsys)
+    assert code == 0 and "minutes" in out, err
+
+
 def test_a_run_from_training_to_translation(config: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     code, out, err = run("train", config, "--output_dir", folder, capsys=capsys)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import EOS, SENTENCES, SIZES, build, word_tokenizer
+from random_models import EOS, POSITIONS, SENTENCES, SIZES, build, word_tokenizer
 from torch import Tensor, nn
 
-from hf_mt import HfMtConfig, generation, search
-from hf_mt.generation import generate_batch, length_limits
+from hf_mt import HfMtConfig, InputError, generation, search
+from hf_mt.generation import generate_batch, is_search, length_limits
 from hf_mt.model import POSITION_ENCODINGS, HfMtForConditionalGeneration
 from hf_mt.search import largest
 
@@ -42,7 +42,11 @@ def random_model(name: str) -> HfMtForConditionalGeneration:
     return model
 
 
-@pytest.fixture(params=POSITION_ENCODINGS)
+# beams of a sentence can't share one count of words: `cope` goes to `generate`, and would be compared with itself
+SEARCHED = [name for name in POSITION_ENCODINGS if name != "cope"]
+
+
+@pytest.fixture(params=SEARCHED)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return random_model(request.param)
 
@@ -76,6 +80,31 @@ def test_the_searches_differ(model: nn.Module) -> None:
     lengths = {len(row) for row in found["beams"].sequences}
     assert len(lengths) > 2, "sentences must leave the batch at different times"
     assert len({str(found[name].sequences) for name in ("greedy", "beams", "early", "short")}) > 2
+
+
+@pytest.mark.parametrize("name", POSITION_ENCODINGS)
+def test_all_but_one_scheme_are_searched_here(name: str) -> None:
+    assert is_search(random_model(name), {"num_beams": 2}) == (name in SEARCHED)
+
+
+def test_the_start_is_that_of_the_generation_configuration(rope: nn.Module) -> None:
+    before = by_search(rope, num_beams=2)
+    rope.generation_config.decoder_start_token_id = 5
+    ours, theirs = by_search(rope, num_beams=2), by_generate(rope, num_beams=2)
+    assert ours.sequences == theirs.sequences != before.sequences
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_scores_that_are_no_numbers_are_named(rope: nn.Module, beams: int) -> None:
+    rope.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="scores are NaN"):
+        by_search(rope, num_beams=beams)
+
+
+def test_the_lowest_penalty_loses_no_translation(rope: nn.Module) -> None:
+    limits = torch.full_like(LIMITS, POSITIONS)  # scores of thousands of millions
+    found = generate_batch(rope, *INPUTS, limits=limits, return_scores=True, num_beams=3, length_penalty=-5.0)
+    assert all(found.sequences) and found.scores.isfinite().all()
 
 
 def test_generate_is_left_alone_and_the_rest_left_to_it(rope: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from random_models import MODELS, SENTENCES, build, logged, word_tokenizer
 
 from hf_mt import InputError, Translator, shards
+from hf_mt.hypotheses import Tally
 from hf_mt.shards import translate
 from hf_mt.translation_input import Sentences, TextColumn, TextFile, open_source
 from hf_mt.translation_output import write_translations
@@ -125,6 +127,16 @@ def test_an_interrupted_job_does_only_the_missing_shards(
     assert begun == [9, 13, 17, 21] and "2 of 6 shards are done, 4 to do" in said[0]
     assert output.read_bytes() == at_once(translator, source, tmp_path)
     assert said[-1].endswith("translations of 22 lines") and not (tmp_path / "output.shards").exists()
+
+
+def test_shards_without_a_manifest_are_of_nobody(translator: Translator, source: TextFile, tmp_path: Path) -> None:
+    """What a job leaves that is killed while it removes its folder must not become part of the next."""
+    folder = tmp_path / "output.shards"
+    folder.mkdir()
+    (folder / "000000.txt").write_text("old\n" * 4)
+    (folder / "000000.json").write_text(json.dumps(asdict(Tally(lines=4))))
+    translate(translator, source, str(tmp_path / "output"), shard_size=4, **OPTIONS)
+    assert (tmp_path / "output").read_bytes() == at_once(translator, source, tmp_path)
 
 
 @pytest.mark.parametrize(

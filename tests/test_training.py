@@ -14,6 +14,8 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
     PreTrainedModel,
@@ -27,7 +29,7 @@ from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError
 from hf_mt.arguments import DataArguments, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
-from hf_mt.checkpoints import last_checkpoint
+from hf_mt.checkpoints import checkpoints, last_checkpoint
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, pair_lengths, prepare_data
 from hf_mt.evaluation_loop import with_texts
@@ -75,7 +77,13 @@ def t5() -> PreTrainedModel:
     return T5ForConditionalGeneration(T5Config(vocab_size=24, **sizes, pad_token_id=0, decoder_start_token_id=0))
 
 
-MODELS = {"hf_mt": ours, "marian": marian, "bart": bart, "t5": t5}
+def m2m100() -> PreTrainedModel:
+    set_seed(3)
+    sizes = {**SIZES, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "max_position_embeddings": 64}
+    return M2M100ForConditionalGeneration(M2M100Config(vocab_size=24, dropout=0.0, **sizes, **TOKENS))
+
+
+MODELS = {"hf_mt": ours, "marian": marian, "bart": bart, "t5": t5, "m2m100": m2m100}
 
 
 def arguments(folder: Path, **changes: Any) -> TranslationTrainingArguments:
@@ -352,6 +360,46 @@ def test_sigterm_saves_where_it_comes_and_nothing_is_lost(
     assert whole.state.best_global_step == resumed.state.best_global_step
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "max_steps": 3}  # within an epoch
+    whole = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path, **settings))
+    whole.train()
+    resumed = trainer(_with_dropout(), data, tokenizer, arguments(tmp_path, **settings))
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert resumed.state.global_step == 3 and same(weights(whole.model), weights(resumed.model))
+    assert _scores(whole) == _scores(resumed) and [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_steps": 4}, {"num_train_epochs": 1, "max_steps": -1, "eval_strategy": "epoch"}]
+)
+def test_sigterm_in_the_last_evaluation_is_made_up_for(
+    settings: dict[str, Any], data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, **settings}
+    whole = trainer(ours(), data, tokenizer, arguments(tmp_path / "whole", **settings))
+    whole.train()
+    last = whole.state.global_step
+    for _ in range(2):  # the second time in the evaluation that is made up for
+        cut = trainer(ours(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+        _signal_in(cut, "_evaluate_batch", last)
+        cut.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
+        assert cut.interruption.happened and cut.state.global_step == last
+    resumed = trainer(ours(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
+    assert _scores(whole) == _scores(resumed) and _scores(whole)[-1][0] == last
+    assert whole.state.best_global_step == resumed.state.best_global_step
+
+
+def test_sigterm_while_the_last_checkpoint_is_written(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, **CHECKPOINTED, max_steps=3))
+    _signal_in(run, "_save_state", 3)
+    run.train()
+    assert run.interruption.happened and [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
 def _signal_in(run: TranslationTrainer, name: str, step: int) -> None:
     """Sends SIGTERM to this process in a call of a method at a step, once."""
     method = getattr(run, name)
@@ -419,6 +467,18 @@ def test_early_stopping_waits_and_then_stops(data: PreparedData, tokenizer: Any,
     stopped = trainer(ours(), data, tokenizer, arguments(tmp_path, early_stopping_patience=2, **settings))
     stopped.train()
     assert stopped.state.global_step == stopped.state.best_global_step + 6
+
+
+def test_early_stopping_counts_on_after_an_interruption(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "metric_for_best_model": "loss", "load_best_model_at_end": True, "max_steps": 60}
+    settings |= {"greater_is_better": False, "learning_rate": 5.0, "early_stopping_patience": 3}
+    whole = trainer(ours(), data, tokenizer, arguments(tmp_path / "whole", **settings))
+    whole.train()
+    end = whole.state.global_step
+    for step in (end - 3, end):  # before the last evaluation, and after it
+        resumed = trainer(ours(), data, tokenizer, arguments(tmp_path / str(step), **settings))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert resumed.state.global_step == end
 
 
 def test_the_mean_of_checkpoints_is_kept_only_if_it_is_better(

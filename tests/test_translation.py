@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import MODELS, POSITIONS, SENTENCES, SIZES, build, logged, word_tokenizer
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import MarianConfig, MarianMTModel, NllbTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mt import InputError
+from hf_mt.data import encode_pairs
 from hf_mt.generation import GeneratedBatch, generate_batch, position_limit
 from hf_mt.translation import Translator, _token_batches
 from hf_mt.translation_output import write_translations
@@ -266,6 +267,24 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         Translator(MODELS["rope"][-1]())
 
 
+def test_sources_end_as_in_training(tmp_path: Path) -> None:
+    """A tokenizer that adds no end of sentence gets it in training, and so it must in translating."""
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    assert tokenizer("w4 w5")["input_ids"] == [4, 5]
+    translator = Translator(build("rope"), tokenizer)
+    assert translator._tokenize(["w4 w5"]) == encode_pairs(["w4 w5"], ["w4"], tokenizer)["input_ids"] == [[4, 5, 2]]
+    assert translator(SENTENCES, num_beams=2) == Translator(build("rope"), word_tokenizer())(SENTENCES, num_beams=2)
+
+
+def test_samples_are_given_best_first() -> None:
+    torch.manual_seed(1)
+    found = Translator(build("rope"), word_tokenizer()).nbest(SENTENCES, 5, do_sample=True, num_beams=1)
+    for samples in found:
+        scores = [sample.score for sample in samples]
+        assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
+
+
 def nllb() -> NllbTokenizer:
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "▁": 4, "a": 5, "b": 6, "▁a": 7, "▁b": 8}
     return NllbTokenizer(
@@ -282,6 +301,9 @@ def test_multilingual_tokenizers_get_both_languages(tokenizer: PreTrainedTokeniz
     model = MarianMTModel(MarianConfig(**SIZES | {"pad_token_id": 1, "bos_token_id": 0}, decoder_start_token_id=2))
     translator = Translator(model, languages, source_lang="eng_Latn", target_lang="fra_Latn")
     assert translator._tokenize(["a b"])[0][0] == ids["eng_Latn"] != ids["deu_Latn"]
+    pairs = encode_pairs(["a"], ["b"], languages)  # as they are scored
+    assert (pairs["input_ids"][0][0], pairs["labels"][0][0]) == (ids["eng_Latn"], ids["fra_Latn"])
+    assert translator._tokenize(["a b"])[0][0] == ids["eng_Latn"], "sources after targets"
     assert translator.language_options == {"forced_bos_token_id": ids["fra_Latn"]}
     assert translator.nbest(["a b"], 2)[0][0].score < 0
 

@@ -309,7 +309,8 @@ class HfMtModel(HfMtPreTrainedModel):
 
         Args:
             input_ids: (B, S) source tokens.
-            attention_mask: (B, S), 1 where a token counts and 0 at padding; None if there is no padding.
+            attention_mask: (B, S), 1 where a token counts and 0 at padding; None if there is no padding. Padding takes
+                positions: put it at the end, where sinusoidal, learned and fire do not notice it either.
             decoder_input_ids: (B, Q) target tokens; with a cache only those that it does not hold yet.
             decoder_attention_mask: (B, K); needed only for padding that is not at the end.
             encoder_outputs: What the encoder returned.
