@@ -287,14 +287,14 @@ def _read_list(raw: Raw, member: Any, or_text: bool) -> list[Any]:
     if not isinstance(items, list):
         raise _Mismatch
     (item_hint,) = get_args(member) or (Any,)
-    return [_untyped(item) if item_hint is Any else convert(item, item_hint) for item in items]
+    return [untyped(item) if item_hint is Any else convert(item, item_hint) for item in items]
 
 
 def _read_dict(raw: Raw, member: Any, or_text: bool) -> dict[str, Any]:
     items = _json(raw) if isinstance(raw, str) and raw.startswith("{") else raw
     if not isinstance(items, dict):
         raise _Mismatch
-    return {key: _untyped(value) for key, value in items.items()}
+    return {key: untyped(value) for key, value in items.items()}
 
 
 def _text(raw: Raw) -> str:
@@ -326,12 +326,12 @@ def _mark_strings(value: Any) -> Any:
     return Quoted(value) if isinstance(value, str) else value
 
 
-def _untyped(raw: Any) -> Any:
+def untyped(raw: Any) -> Any:
     """A value inside a list or mapping, where no type is declared: what JSON would make of it."""
     if isinstance(raw, dict):
-        return {key: _untyped(value) for key, value in raw.items()}
+        return {key: untyped(value) for key, value in raw.items()}
     if isinstance(raw, list):
-        return [_untyped(value) for value in raw]
+        return [untyped(value) for value in raw]
     if not isinstance(raw, str) or isinstance(raw, Quoted):
         return str(raw) if isinstance(raw, str) else raw
     if raw.lower() in NOTHING:

@@ -19,7 +19,7 @@ from hf_mt.arguments import InputError
 from hf_mt.experiment import parse_experiment, run_script
 from hf_mt.markdown import table
 from hf_mt.option_types import path_name, word
-from hf_mt.settings import read_yaml
+from hf_mt.settings import read_yaml, untyped
 from hf_mt.text_files import write_whole
 from hf_mt.trials import check_plan, joined, merged, train_run, without_secrets
 
@@ -60,7 +60,7 @@ def _as_options(path: Path, changes: Any) -> Iterator[str]:
     if not isinstance(changes, Mapping):
         raise InputError(f"{path}: found {changes!r} where settings are wanted, as {{key: value}}")
     for key, value in changes.items():
-        yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        yield f"--{key}={value if isinstance(value, str) else json.dumps(untyped(value))}"
 
 
 def report(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from scripts_on_path import load_script
 
 from hf_mt import InputError, trials
+from hf_mt.experiment import parse_experiment
 from hf_mt.trials import joined, merged
 
 
@@ -35,6 +36,13 @@ def test_a_run_has_what_all_change_and_what_it_changes_itself_which_wins(tmp_pat
     assert options["longer"] == ["--max_steps=20", "--learning_rate=1e-3", "--seed=7"]
     assert options["as it is"] == ["--max_steps=10", "--learning_rate=1e-3", "--seed=7"]
     assert joined(["--a", "1", "--b=2", "--c", "--d", "x"]) == ["--a=1", "--b=2", "--c", "--d=x"]
+
+
+def test_numbers_within_a_setting_stay_numbers(tmp_path: Path) -> None:
+    nested = FILE.replace("{{max_steps: 20}}", "{{lr_scheduler_kwargs: {{num_decay_steps: 8, decay_type: linear}}}}")
+    ablation = ablate.read_ablation(write(tmp_path, nested), [])
+    experiment = parse_experiment([ablation.recipe, *merged(ablation.common, ablation.runs["longer"])])
+    assert experiment.training.lr_scheduler_kwargs == {"num_decay_steps": 8, "decay_type": "linear"}
 
 
 @pytest.mark.parametrize(

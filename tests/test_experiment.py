@@ -298,9 +298,12 @@ def test_run_script_turns_errors_into_messages(capsys):
     assert run_script(lambda: None) is None
 
 
-def test_only_the_first_rank_speaks(capsys, monkeypatch):
-    for rank, speaks in (("0", True), ("1", False)):
-        monkeypatch.setenv("LOCAL_RANK", rank)
+def test_other_ranks_leave_the_first_one_time_to_speak_and_say_who_they_are(capsys, monkeypatch):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    for rank, beginning in (("0", "error: found a"), ("3", "error: process 3: found a")):
+        monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as caught:
             run_script(refuse)
-        assert caught.value.code == 2 and bool(capsys.readouterr().err) is speaks
+        assert caught.value.code == 2 and capsys.readouterr().err.startswith(beginning)
+    assert waits == [2]

@@ -135,7 +135,7 @@ def test_shards_without_a_manifest_are_of_nobody(translator: Translator, source:
     folder.mkdir()
     (folder / "000000.txt").write_text("old\n" * 4)
     (folder / "000000.json").write_text(json.dumps(asdict(Tally(lines=4))))
-    translate(translator, source, str(tmp_path / "output"), shard_size=4, **OPTIONS)
+    translate(translator, source, str(tmp_path / "output"), shard_size=4, say=print, **OPTIONS)
     assert (tmp_path / "output").read_bytes() == at_once(translator, source, tmp_path)
 
 
