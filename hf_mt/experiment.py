@@ -227,11 +227,23 @@ def _check_together(values: Mapping[str, Any]) -> None:
         _check_streaming(values)
     if values["muon"] and values["optim"] != valid_keys()["optim"].default:
         raise InputError(f"muon and optim {values['optim']} are both given; leave one out")
+    _check_schedule(values)
     if values["r_drop_start"] and not values.get("r_drop"):
         raise InputError("r_drop_start has nothing to start: give r_drop, or leave it out")
     metric = values["metric_for_best_model"]
     if metric and metric.removeprefix("eval_") in NEED_TRANSLATIONS and not values["predict_with_generate"]:
         raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")
+
+
+def _check_schedule(values: Mapping[str, Any]) -> None:
+    """A decay that is longer than training would begin somewhere in its middle."""
+    more, warmup = values["lr_scheduler_kwargs"], values["warmup_steps"]
+    decay = more.get("num_decay_steps") if isinstance(more, dict) else None
+    if isinstance(decay, int) and 0 < values["max_steps"] < decay + (warmup if warmup >= 1 else 0):
+        raise InputError(
+            f"max_steps is {values['max_steps']}, fewer than warmup_steps ({warmup:g}) and the num_decay_steps of "
+            f"lr_scheduler_kwargs ({decay}) together; lower these, too"
+        )
 
 
 def _check_streaming(values: Mapping[str, Any]) -> None:

@@ -179,6 +179,10 @@ def test_help_lists_every_key_and_stops(capsys):
         ([*LANGUAGES, "--average_checkpoints=5", "--save_total_limit=3"], "keeps only 3"),
         ([*LANGUAGES, "--average_checkpoints=2", "--eval_strategy=no"], "average_checkpoints compares"),
         ([*LANGUAGES, "--average_checkpoints=2", "--save_strategy=no"], "average_checkpoints compares"),
+        (
+            [*LANGUAGES, "--max_steps=100", "--warmup_steps=30", '--lr_scheduler_kwargs={"num_decay_steps": 80}'],
+            "max_steps is 100, fewer",
+        ),
         ([*LANGUAGES, "--r_drop_start=0.5"], "r_drop_start has nothing to start"),
         ([*LANGUAGES, "--push_to_hub=true", "--hub_strategy=all_checkpoints"], "at its end or at every_save"),
         ([*LANGUAGES, "--muon", "--optim=adafactor"], "leave one out"),
