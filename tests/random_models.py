@@ -39,6 +39,7 @@ SIZES = {
     "eos_token_id": EOS,
     "init_std": 0.6,
 }
+M2M100_SIZES = {**SIZES, "scale_embedding": False}
 T5_SIZES = {
     "vocab_size": VOCABULARY,
     "d_model": 16,
@@ -52,7 +53,7 @@ T5_SIZES = {
 MODELS: dict[str, tuple[int, float, Callable[[], PreTrainedModel]]] = {  # seed, addition to the logit of </s>, builder
     "marian": (34, 3, lambda: MarianMTModel(MarianConfig(**SIZES, decoder_start_token_id=0, forced_eos_token_id=EOS))),
     "bart": (4, 3, lambda: BartForConditionalGeneration(BartConfig(**SIZES, decoder_start_token_id=EOS))),
-    "m2m100": (3, 3, lambda: M2M100ForConditionalGeneration(M2M100Config(**SIZES, decoder_start_token_id=EOS))),
+    "m2m100": (4, 2, lambda: M2M100ForConditionalGeneration(M2M100Config(**M2M100_SIZES, decoder_start_token_id=EOS))),
     "t5": (5, 2, lambda: T5ForConditionalGeneration(T5Config(**T5_SIZES, pad_token_id=0, eos_token_id=EOS))),
     "rope": (3, 5, lambda: HfMtForConditionalGeneration(HfMtConfig(**SIZES, position_encoding="rope"))),
     "learned": (3, 3, lambda: HfMtForConditionalGeneration(HfMtConfig(**SIZES, position_encoding="learned"))),

@@ -372,7 +372,7 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
     assert revisions(lambda: get_tokenizer(empty, experiment.data, experiment.model, 9)) == [("tokenizer", "abc")]
     assert revisions(lambda: get_tokenizer(empty, own.data, own.model, 9)) == [("tokenizer", None)], "of elsewhere"
     tokenizer = train_tokenizer(["a"], vocab_size=9)
-    assert revisions(lambda: _pretrained_model(experiment, tokenizer)) == [("model", "abc")]
+    assert revisions(lambda: _pretrained_model(experiment, tokenizer, None)) == [("model", "abc")]
     assert revisions(lambda: Translator("u/m", revision="abc")) == [("model", "abc")]
     monkeypatch.setattr("hf_mt.loading.load_seq2seq", lambda *args, **options: None)
     assert revisions(lambda: Translator("u/m", revision="abc")) == [("tokenizer", "abc")]

@@ -55,7 +55,7 @@ NEEDED: dict[str, list[str]] = {
     "model_card": ["{run}", "--output={new}/README.md"],
     "push_to_hub": ["{run}", "--repo_id=user/name", "--dry_run"],
     "report": ["{run}", "--output={new}"],
-    "reproduce_report": ["--launcher={launcher}", "--output_dir={new}"],
+    "reproduce_report": ["--launcher={launcher}", "--output_dir={new}", "--test_file={new}"],
     "scaling": [],
     "score": ["{run}", "--source={text}.en", "--target={text}.de"],
     "translate": ["{run}", "--input={text}.en", "--output={out}"],

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,11 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(rng: random.Random) -> str:
-    """Chooses a moment at which this process will kill itself, and says which."""
+def arm(rng: random.Random, seconds: float) -> str:
+    """Chooses a moment at which this process will kill itself, and says which; a whole run takes so many seconds."""
     place = rng.choice([*PLACES, "any moment"])
     if place == "any moment":
-        timer = threading.Timer(rng.uniform(0.5, 4.0), kill)
+        timer = threading.Timer(rng.uniform(0.1, 0.3) * seconds, kill)
         timer.daemon = True
         timer.start()
         return place
@@ -78,13 +79,13 @@ def mortal(call: Callable[..., Any], number: int, before: bool) -> Callable[...,
     return wrapped
 
 
-def start(config: str, folder: Path, rng: random.Random | None = None) -> tuple[str, int]:
+def start(config: str, folder: Path, rng: random.Random | None = None, seconds: float = 0.0) -> tuple[str, int]:
     """Runs the training in a fork: where it was to be killed, and how it ended (-9: killed)."""
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.write(tell, (arm(rng) if rng else "nowhere").encode())
+            os.write(tell, (arm(rng, seconds) if rng else "nowhere").encode())
             with open(f"{folder}.log", "a") as log:
                 sys.stdout = sys.stderr = log
                 sys.argv = [str(SCRIPT), config, "--output_dir", str(folder)]
@@ -119,16 +120,19 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(args.seed)
     killed, starts = args.folder / "killed", []
+    begun = time.monotonic()
     _, code = start(args.config, args.folder / "whole")
+    seconds = time.monotonic() - begun
     assert code == 0, f"{args.folder}/whole.log"
     while sum(one["code"] == -signal.SIGKILL for one in starts) < args.kills:
-        place, code = start(args.config, killed, random.Random(rng.random()))
+        place, code = start(args.config, killed, random.Random(rng.random()), seconds)
         starts.append({"place": place, "code": code, "checkpoints": whole(killed) if killed.is_dir() else []})
         if code == 0:
             break
     if starts[-1]["code"]:
         starts.append({"place": "nowhere", "code": start(args.config, killed)[1], "checkpoints": whole(killed)})
     print(json.dumps(starts))
+    print(f"{seconds:.1f} s undisturbed", file=sys.stderr)
 
 
 if __name__ == "__main__":
