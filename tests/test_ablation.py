@@ -39,7 +39,9 @@ def test_a_run_has_what_all_change_and_what_it_changes_itself_which_wins(tmp_pat
 
 
 def test_numbers_within_a_setting_stay_numbers(tmp_path: Path) -> None:
-    nested = FILE.replace("{{max_steps: 20}}", "{{lr_scheduler_kwargs: {{num_decay_steps: 8, decay_type: linear}}}}")
+    nested = FILE.replace(
+        "{{max_steps: 20}}", "{{warmup_steps: 2, lr_scheduler_kwargs: {{num_decay_steps: 8, decay_type: linear}}}}"
+    )
     ablation = ablate.read_ablation(write(tmp_path, nested), [])
     experiment = parse_experiment([ablation.recipe, *merged(ablation.common, ablation.runs["longer"])])
     assert experiment.training.lr_scheduler_kwargs == {"num_decay_steps": 8, "decay_type": "linear"}
