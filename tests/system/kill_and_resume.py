@@ -53,7 +53,7 @@ def arm(rng: random.Random, seconds: float) -> str:
     """Chooses a moment at which this process will kill itself, and says which; a whole run takes so many seconds."""
     place = rng.choice([*PLACES, "any moment"])
     if place == "any moment":
-        timer = threading.Timer(rng.uniform(0.1, 0.3) * seconds, kill)
+        timer = threading.Timer(rng.uniform(0.1, 0.2) * seconds, kill)
         timer.daemon = True
         timer.start()
         return place

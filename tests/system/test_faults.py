@@ -23,7 +23,7 @@ from hf_mt.checkpoints import checkpoints, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 KILLS = 30
-CONFIG = tiny(dropout=0.1, max_steps=120, eval_steps=4, save_steps=4, save_total_limit=2, num_samples_shown=0)
+CONFIG = tiny(dropout=0.1, max_steps=200, eval_steps=4, save_steps=4, save_total_limit=2, num_samples_shown=0)
 TIMES = {"train_seconds", "target_tokens_per_second", "eval_runtime", "eval_samples_per_second"}
 TIMES |= {"eval_steps_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
