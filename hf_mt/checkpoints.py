@@ -19,6 +19,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from safetensors import SafetensorError
+from transformers.trainer_utils import sort_checkpoints
 
 from hf_mt.arguments import InputError
 from hf_mt.text_files import write_whole
@@ -87,6 +88,20 @@ def state_without_code() -> Iterator[None]:
             f"program where only numbers belong, which was not run: {str(error).splitlines()[0]}. Delete this "
             "checkpoint, unless you wrote it yourself, and look who can write to its folder"
         ) from error
+
+
+def remove_oldest(run_folder: Path, limit: int | None, best: str | None) -> None:
+    """Keeps so many checkpoints, the last and the best among them, as transformers' `rotate_checkpoints` does.
+
+    Each loses its name before its files: a program killed meanwhile leaves no half of a checkpoint.
+    """
+    found = [Path(path) for path in sort_checkpoints(str(run_folder))]
+    others = [path for path in found[:-1] if best is None or path != Path(best)]
+    surplus = len(found) - max(limit or len(found), len(found) - len(others))
+    for path in others[: max(0, surplus)]:
+        aside = path.with_name(UNFINISHED + path.name)
+        os.replace(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_unfinished(run_folder: Path) -> None:

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TranslationCollator, training_sampler
-from hf_mt.checkpoints import checkpoints, state_without_code, verify_checkpoint, whole_checkpoint
+from hf_mt.checkpoints import checkpoints, remove_oldest, state_without_code, verify_checkpoint, whole_checkpoint
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.early_stopping import EarlyStopping
 from hf_mt.evaluation_loop import Scores, TranslationEvaluator
@@ -289,7 +289,7 @@ class TranslationTrainer(TranslationEvaluator):
             self._push_from_checkpoint(str(folder))
             if self.args.should_save:
                 best = self.state.best_model_checkpoint
-                rotate_checkpoints(str(run_folder), self.args.save_total_limit, best)
+                remove_oldest(run_folder, self.args.save_total_limit, best)
 
     def _point_to_best(self, run_folder: Path, now_written: Path | None = None) -> None:
         """Notes where the best weights are, also in a run folder that was moved."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.trainer_utils import rotate_checkpoints
 
 from hf_mt.arguments import InputError
 from hf_mt.checkpoints import (
@@ -17,6 +18,7 @@ from hf_mt.checkpoints import (
     _finish,
     checkpoints,
     last_checkpoint,
+    remove_oldest,
     verify_checkpoint,
     whole_checkpoint,
 )
@@ -53,6 +55,29 @@ def test_machines_that_share_a_disk_make_one_checkpoint(tmp_path: Path) -> None:
         verify_checkpoint(folder)
         assert MANIFEST not in json.loads((folder / MANIFEST).read_text())["files"]
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in range(5)}
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 3, 9])
+@pytest.mark.parametrize("best", [None, 1, 2, 4])
+def test_the_same_are_kept_as_by_transformers(limit: int | None, best: int | None, tmp_path: Path) -> None:
+    kept = []
+    for name, remove in (("ours", remove_oldest), ("theirs", rotate_checkpoints)):
+        for step in range(5):
+            write(tmp_path / name, step)
+        remove(tmp_path / name, limit, best and str(tmp_path / name / f"checkpoint-{best}"))
+        kept.append({path.name for path in (tmp_path / name).iterdir()})
+    assert kept[0] == kept[1] and len(kept[0]) <= max(limit or 5, 2)
+
+
+def test_a_checkpoint_that_goes_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(3):
+        write(tmp_path, step)
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: (path / "model.safetensors").unlink())  # and killed
+    remove_oldest(tmp_path, 1, None)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+    monkeypatch.undo()
+    write(tmp_path, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3"}
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError(28, "No space left on device")])
