@@ -1,7 +1,6 @@
 """Which words of the source the decoder looks at: cross-attention of a translation, for a picture."""
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,10 +36,10 @@ def cross_attention(
     model.set_attn_implementation("eager")  # the only kernel that gives its weights
     rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
     limits = [position_limit(stack) or math.inf for stack in (model.get_encoder(), model.get_decoder())]
-    pairs = zip(*rows.values(), strict=True)
-    found = [
-        _one(model, tokenizer, *pair) if all(map(operator.le, map(len, pair), limits)) else None for pair in pairs
-    ]
+    found = []
+    for pair in zip(*rows.values(), strict=True):
+        fits = all(len(side) <= limit for side, limit in zip(pair, limits, strict=True))
+        found.append(_one(model, tokenizer, *pair) if fits else None)
     model.set_attn_implementation(before)
     return found
 

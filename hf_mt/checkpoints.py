@@ -97,8 +97,8 @@ def remove_oldest(run_folder: Path, limit: int | None, best: str | None) -> None
     """
     found = [Path(path) for path in sort_checkpoints(str(run_folder))]
     others = [path for path in found[:-1] if best is None or path != Path(best)]
-    surplus = len(found) - max(limit or len(found), len(found) - len(others))
-    for path in others[: max(0, surplus)]:
+    surplus = max(0, len(found) - limit) if limit else 0
+    for path in others[:surplus]:
         aside = path.with_name(UNFINISHED + path.name)
         os.replace(path, aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -74,7 +74,8 @@ def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None 
         file: Where to print; standard output by default.
     """
     console = Console(file=file, highlight=False)
-    for metric, rows in groupby(comparisons, key=lambda row: row.metric):
+    for metric, group in groupby(comparisons, key=lambda row: row.metric):
+        rows = list(group)
         table = Table(box=SIMPLE_HEAD, title=metric, title_justify="left")
         table.add_column("system", overflow="fold")
         for name in ("score", "95 % interval", "p"):
@@ -82,7 +83,6 @@ def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None 
         for row in rows:
             p_value = "baseline" if row.p_value is None else f"{row.p_value:.4f}{'  *' if row.p_value < 0.05 else ''}"
             table.add_row(_visible(row.system), f"{row.score:.2f}", f"{row.mean:.2f} ± {row.interval:.2f}", p_value)
-            signature = row.signature
         console.print(table)
-        console.print(_visible(signature), overflow="fold")
+        console.print(_visible(rows[0].signature), overflow="fold")
     console.print("p: how likely so large a difference from the baseline is by luck; * marks p < 0.05")

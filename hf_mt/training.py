@@ -154,9 +154,7 @@ class TranslationTrainer(TranslationEvaluator):
             kwargs["steps_trained_in_current_epoch"] = 0  # nothing to skip: it is where the checkpoint was
         self._make_up_for_evaluation(kwargs["trial"])
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = (
-                True  # the checkpoint was the last; transformers would take a step more
-            )
+            self.control.should_training_stop = True  # transformers would look only after one more step
         else:
             super()._run_epoch(epoch=epoch, **kwargs)
 
