@@ -21,8 +21,13 @@ def _key(default: Any, help: str, *, repr: bool = True, **bounds: float) -> Any:
     return field(default=default, repr=repr, metadata={"help": help, **bounds})
 
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter"})
-NEED_TRANSLATIONS = frozenset({"bleu", "chrf", "ter"})
+# What may decide which checkpoint is kept; all but loss, perplexity and accuracy need translations.
+HIGHER_IS_BETTER = frozenset({"bleu", "bleu_lc_tok", "chrf", "chrf_pp", "accuracy"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "perplexity", "ter", "cut_off", "empty_hypotheses", "repeated", "copied_source", "copied_words"}
+    | {"numbers_lost"}
+)
+NEED_NO_TRANSLATIONS = frozenset({"loss", "perplexity", "accuracy"})
 
 
 @dataclass
@@ -102,7 +107,8 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     dry_run: bool = _key(False, "build everything, take three steps, report, and stop")
     cpu_threads: int | None = _key(None, "threads a process; default: all cores, shared by the processes", least=1)
     float32_matmul_precision: Literal["highest", "high", "medium"] = _key(
-        "highest", "of products: high rounds their factors to TF32 (GPU), medium to bfloat16 (processors with AMX)"
+        "highest",
+        "of products: high rounds their factors to TF32 (GPU), medium to bfloat16 (GPU, processors with AMX)",
     )
     card_license: str | None = _key(None, "licence of the weights, by its name on the Hub, for the model card")
     card_samples: bool = _key(True, "False where the corpus must not be handed on: no sentences in the model card")
@@ -116,6 +122,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     max_grad_norm: float = _key(1.0, "clip gradients at this norm", least=0)
     eval_strategy: IntervalStrategy | str = _key("epoch", "when to evaluate")
     save_strategy: SaveStrategy | str = _key("epoch", "when to save a checkpoint")
+    ddp_timeout: int = _key(
+        86_400, "seconds that a process waits for the others, such as for data to be prepared", least=1
+    )
     save_total_limit: int | None = _key(3, "checkpoints kept", least=1)
     load_best_model_at_end: bool = _key(True, "test the best checkpoint, not the last")
     metric_for_best_model: str | None = _key("bleu", "what best means")
@@ -131,9 +140,13 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:  # transformers knows only loss
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") not in LOWER_IS_BETTER
+        self.report_to = self.report_to or "none"
         if self.dry_run:  # a rehearsal is nobody's run
             self.report_to, self.push_to_hub = "none", False
         super().__post_init__()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # which take any metric for a loss
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **(vars(self)["lr_scheduler_kwargs"] or {})}
 
     def __repr__(self) -> str:  # the one that `dataclass` would write shows tokens
         return str(self)

@@ -21,6 +21,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_mt.arguments import InputError
+from hf_mt.checkpoints import MANIFEST
 from hf_mt.sharding import like, whole
 from hf_mt.text_files import unfinished
 
@@ -157,7 +158,15 @@ def save_average(folders: Sequence[Path], output_dir: Path) -> None:
         raise InputError(f"{output_dir} exists; name a new folder")
     weights = average_checkpoints(folders)
     temporary = output_dir.with_name(f".unfinished-{output_dir.name}")
-    skipped = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "trainer_state.json", "training_args.bin")
+    skipped = (
+        "optimizer*",
+        "scheduler*",
+        "rng_state*",
+        "scaler*",
+        "trainer_state.json",
+        "training_args.bin",
+        MANIFEST,
+    )
     try:
         shutil.copytree(folders[-1], temporary, ignore=shutil.ignore_patterns(*skipped, MOVING_AVERAGE_NAME, "*.bin"))
         save_file(weights, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})

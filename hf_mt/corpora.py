@@ -41,7 +41,7 @@ TOY_TASKS: dict[str, Callable[[list[str]], Sequence[str]]] = {
 BUILT_IN = ("cldr", *(f"toy_{task}" for task in TOY_TASKS))
 
 
-def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS) -> DatasetDict:
+def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS, required: bool = True) -> DatasetDict:
     """The sentence pairs that `data` names.
 
     Args:
@@ -49,6 +49,7 @@ def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS) -> Datas
             `datasets.load_dataset` can read) or `train_file`, `validation_file`, `test_file` (a `.tsv`, `.jsonl` or
             `.parquet` file, or the prefix of text pairs, `data/train` for `data/train.en` and `data/train.de`).
         splits: those of train, validation and test that are wanted.
+        required: whether one of them must exist.
 
     Returns:
         the wanted splits that exist, each with the one column `translation: {source_lang: str, target_lang: str}` and
@@ -58,7 +59,7 @@ def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS) -> Datas
         InputError: no or two sources, train wanted but missing or to be streamed, and whatever is wrong with a file or
             a data set.
     """
-    _check_source(data)
+    check_source(data)
     if data.streaming and "train" in splits:
         raise InputError("streaming is set, and only training reads a stream; set it to false, or use another split.")
     if not data.dataset_name:
@@ -69,7 +70,7 @@ def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS) -> Datas
         corpus = _from_datasets(data, splits)
     if "train" in splits and "train" not in corpus:
         raise InputError(f"There is no train split ({listing(corpus)}); set train_file or another dataset_name.")
-    if not corpus:
+    if required and not corpus:
         source = data.dataset_name or "the files given (train_file, validation_file, test_file)"
         raise InputError(f"There is no {' or '.join(splits)} split in {source}.")
     return DatasetDict(corpus)
@@ -81,7 +82,7 @@ def stream_pairs(data: DataArguments) -> Iterator[tuple[str, str]]:
     Raises:
         InputError: what `load_corpus` raises; when a line is reached, if that is what is wrong.
     """
-    _check_source(data)
+    check_source(data)
     if data.dataset_name in BUILT_IN:
         raise InputError(f"{data.dataset_name} is made in memory and can't be streamed; set streaming to false.")
     if data.dataset_name:
@@ -125,7 +126,7 @@ def toy_corpus(
     return disjoint_splits(draw, sizes, seed, (source_lang, target_lang))
 
 
-def _check_source(data: DataArguments) -> None:
+def check_source(data: DataArguments) -> None:
     files = {f"{split}_file": getattr(data, f"{split}_file") for split in SPLITS}
     given = [f"{name}={path}" for name, path in files.items() if path]
     if data.dataset_name and given:
@@ -136,6 +137,9 @@ def _check_source(data: DataArguments) -> None:
             f"folder) or {', '.join(files)} (a .tsv, .jsonl or .parquet file, or the prefix of text "
             f"pairs, such as data/train for data/train.{data.source_lang} and data/train.{data.target_lang})."
         )
+    of_the_hub = [name for name in ("dataset_config_name", "dataset_revision") if getattr(data, name) is not None]
+    if of_the_hub and not data.dataset_name:
+        raise InputError(f"{' and '.join(of_the_hub)} belong to a dataset_name, and there is none; leave them out.")
     if data.source_lang == data.target_lang:
         raise InputError(f"source_lang and target_lang are both {data.source_lang!r}; they must differ.")
     if (data.source_column is None) != (data.target_column is None):
@@ -172,7 +176,7 @@ def _read_files(data: DataArguments, splits: Sequence[str]) -> dict[str, Dataset
             continue
         path = _path(name)
         if path.suffix == ".parquet":
-            corpus[split] = _select_pair(_first(read_parquet(path), data, split), data, str(path))
+            corpus[split] = _select_pair(_first(read_parquet(path, data), data, split), data, str(path))
         else:
             pairs = pairs_to_dataset(list(file_pairs(path, data)), (data.source_lang, data.target_lang))
             corpus[split] = _first(pairs, data, split)
@@ -205,8 +209,8 @@ def _open_data_set(data: DataArguments) -> Mapping[str, Dataset | IterableDatase
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(
             f"The data set {name} can't be loaded: {error}\nCheck the name on https://huggingface.co/datasets, "
-            "dataset_config_name and dataset_revision. Without a connection, use local files (train_file), a local "
-            "folder, or the built-in dataset_name=cldr."
+            "dataset_config_name and dataset_revision; a private one needs `hf auth login`, or HF_TOKEN. Without a "
+            "connection, use local files (train_file), a local folder, or the built-in dataset_name=cldr."
         ) from error
 
 

@@ -200,7 +200,8 @@ def _segmentations(
     """The pairs of `corpus`, of which `whole` has the tokens, cut at random as often as `data` says."""
     encode = DropoutEncoder(tokenizer, data)
     limits = [data.bpe_dropout, data.max_source_length, data.max_target_length]
-    key = "-".join(map(str, [_content_key(corpus, tokenizer, data), *limits]))
+    named = "-".join(map(str, [_content_key(corpus, tokenizer, data), *limits]))
+    key = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()  # datasets takes 64 letters at most
     both = concatenate_datasets([whole, corpus.select_columns("translation")], axis=1)
     return [_map_cached(both, encode, f"{key}-{number}", data) for number in range(data.bpe_dropout_samples)]
 
@@ -379,7 +380,9 @@ def prepare_data(
 
 
 def _token_counts(tokenized: Dataset | SegmentedPairs, tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenCounts]:
+    cuts = 1
     if isinstance(tokenized, SegmentedPairs):
+        cuts = len(tokenized.cuts)
         tokenized = concatenate_datasets(list(tokenized.cuts))
     counts = {}
     lengths = pair_lengths(tokenized)
@@ -389,7 +392,7 @@ def _token_counts(tokenized: Dataset | SegmentedPairs, tokenizer: PreTrainedToke
             mean=round(float(lengths[:, side].mean()), 2),
             percentile_95=float(np.percentile(lengths[:, side], 95)),
             max=int(lengths[:, side].max()),
-            histogram=np.bincount((lengths[:, side] - 1).clip(0) // HISTOGRAM_WIDTH).tolist(),
-            unknown=0 if tokenizer.unk_token_id is None else int((ids == tokenizer.unk_token_id).sum()),
+            histogram=[round(n / cuts) for n in np.bincount((lengths[:, side] - 1).clip(0) // HISTOGRAM_WIDTH)],
+            unknown=0 if tokenizer.unk_token_id is None else round((ids == tokenizer.unk_token_id).sum() / cuts),
         )
     return counts

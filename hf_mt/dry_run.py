@@ -5,10 +5,11 @@ will be like. `--dry_run` costs seconds and finds what would otherwise be found 
 """
 
 import math
-import resource
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,10 +49,12 @@ def dry_run(trainer: TranslationTrainer) -> str:
     """
     pairs = trainer.train_dataset if trainer.stream is None else trainer.stream.stream.beginning()
     report = [*_tokenised_pairs(trainer, pairs), "", *_batches(trainer, pairs)]
-    steps = _planned_steps(trainer)
+    steps, output_dir = _planned_steps(trainer), trainer.args.output_dir
     with tempfile.TemporaryDirectory() as folder:
         seconds = _seconds_a_step(trainer, folder)
         report += [*_translations(trainer), *_reload(trainer, folder, pairs)]
+    with suppress(OSError):  # transformers makes the folder of the run
+        Path(output_dir).rmdir()
     minutes = steps * seconds / 60
     report.append(f"steps     {steps:,} of {seconds:.2f} s: about {minutes:,.1f} minutes, evaluations not counted")
     report.append(f"memory    {_peak_gibibytes():.2f} GiB at most")
@@ -91,7 +94,7 @@ def _seconds_a_step(trainer: TranslationTrainer, folder: str) -> float:
     args, times = trainer.args, _StepTimes()
     args.output_dir, args.max_steps = folder, STEPS
     args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
-    args.average_checkpoints, args.disable_tqdm = 0, True
+    args.average_checkpoints, args.disable_tqdm, args.eval_on_start = 0, True, False
     trainer.remove_callback(EarlyStopping)
     trainer.add_callback(times)
     trainer.train()
@@ -125,5 +128,7 @@ def _reload(trainer: TranslationTrainer, folder: str, pairs: Dataset | Segmented
 def _peak_gibibytes() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kibibytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

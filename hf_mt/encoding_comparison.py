@@ -88,9 +88,10 @@ def comparison_table(buckets: Sequence[Bucket], runs: Mapping[str, Sequence[Path
     rows = []
     for name, folders in runs.items():
         results = [json.loads((folder / "all_results.json").read_text("utf-8")) for folder in folders]
-        speed = mean(found["train_target_tokens_per_second"] for found in results)
+        speeds = [found["train_target_tokens_per_second"] for found in results]
+        speed = f"{mean(speeds):,.0f}" if all(speeds) else ""  # none was logged in a short run
         minutes = mean(found["train_minutes"] for found in results)
-        cost = f"{speed:,.0f}", f"{minutes:.1f}", f"{results[0]['num_parameters']:,}"
+        cost = speed, f"{minutes:.1f}", f"{results[0]['num_parameters']:,}"
         rows.append([Markup(f"`{name}`"), *(_cell(bucket, name) for bucket in buckets), *cost])
     sizes = ["sentences", *(f"{bucket.sentences:,}" for bucket in buckets), "", "", ""]
     return table(header, [*rows, sizes])

@@ -23,7 +23,14 @@ from inspect import get_annotations
 from itertools import groupby
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from hf_mt.arguments import NEED_TRANSLATIONS, DataArguments, ModelArguments, TranslationTrainingArguments
+from hf_mt.arguments import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    NEED_NO_TRANSLATIONS,
+    DataArguments,
+    ModelArguments,
+    TranslationTrainingArguments,
+)
 from hf_mt.errors import shown, visible
 from hf_mt.key_rules import FINE_TUNING_KEYS, FREE_KEYS, LAUNCH_OPTIONS, REPLACED, SECRET_KEYS
 from hf_mt.model.configuration_hf_mt import HfMtConfig
@@ -62,6 +69,7 @@ CURABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 WRONG_NAMES = frozenset({
     errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
 })  # fmt: skip
+CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 USAGE = "train.py [CONFIG.yaml] [--key value | --key=value ...]"
 
 
@@ -230,8 +238,26 @@ def _check_together(values: Mapping[str, Any]) -> None:
     _check_schedule(values)
     if values["r_drop_start"] and not values.get("r_drop"):
         raise InputError("r_drop_start has nothing to start: give r_drop, or leave it out")
+    if str(values["optim"]).startswith("schedule_free"):
+        raise InputError(f"optim {values['optim']} is scored at other weights than it trains; choose another")
+    if values["dataloader_persistent_workers"] and not values["dataloader_num_workers"]:
+        raise InputError("dataloader_persistent_workers needs dataloader_num_workers; give them, or leave it out")
+    _check_metric(values)
+
+
+def _check_metric(values: Mapping[str, Any]) -> None:
+    """What decides which checkpoint is kept is measured at each evaluation."""
     metric = values["metric_for_best_model"]
-    if metric and metric.removeprefix("eval_") in NEED_TRANSLATIONS and not values["predict_with_generate"]:
+    if metric is None:
+        if values["early_stopping_patience"]:
+            raise InputError("early_stopping_patience needs a metric_for_best_model")
+        return
+    name, known = metric.removeprefix("eval_"), sorted(HIGHER_IS_BETTER | LOWER_IS_BETTER)
+    if name not in known:
+        raise InputError(f"metric_for_best_model is {metric}, but must be one of {', '.join(known)}")
+    if name == "bleu_lc_tok" and not values["tokenized_scores"]:
+        raise InputError("metric_for_best_model bleu_lc_tok needs tokenized_scores: true")
+    if name not in NEED_NO_TRANSLATIONS and not values["predict_with_generate"]:
         raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")
 
 
@@ -332,7 +358,7 @@ def _help_entry(key: Key) -> str:
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as
-    one line and 130; any other exception keeps its traceback.
+    one line and 130, a closed pipe as 141; any other exception keeps its traceback.
     """
     try:
         main()
@@ -341,6 +367,9 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # who read the output has enough, as `head` has; Python would write the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED_PIPE) from None
     except OSError as error:
         if error.errno in WRONG_NAMES and error.filename is not None:
             _end(f"{error.filename!s}: {error.strerror}; name another file or folder")

@@ -22,7 +22,8 @@ from hf_mt.verdict import finite, series
 
 __all__ = ["attention_figure", "course_figure", "histogram_figure", "inline_svg", "length_figure", "save_png"]
 
-COLOURS = ("#2f74d0", "#d0701a", "#159a78", "#b84aa0", "#8577f0", "#a08a10", "#d5455c", "#7b8798")
+COLOURS: tuple[str, ...] = ("#2f74d0", "#d0701a", "#159a78", "#b84aa0", "#8577f0", "#a08a10", "#d5455c", "#7b8798")
+COLOURS += ("#123f7a", "#7d3f08", "#0b5d45", "#701f60", "#4a3db0", "#5f5406", "#8c1f30", "#3f4753")  # the same, darker
 THEME = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)"}
 PANELS = (
     ("Loss, nats per target token", (("loss", ":"), ("eval_loss", "-")), 1.0),

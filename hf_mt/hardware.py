@@ -3,13 +3,14 @@
 - `accelerate launch` gives every process one thread on a machine without a GPU, unless told otherwise: a run takes all
   cores, divided by the processes on the machine.
 - Threads that share a small operation wait for each other most of the time: `side_by_side` gives each a batch instead.
+- Numbers below 1e-38 are taken for zero. What an optimizer remembers of a unit that died fades into them, and
+  products with them take many times as long on some processors.
 - glibc returns large blocks to the system as soon as they are free and faults them in again at the next step. A
   training step frees and takes hundreds of megabytes, so a run keeps them. What an evaluation frees goes back: its
   threads have heaps of their own, and blocks of other sizes each time, and would pile them up.
 """
 
 import ctypes
-import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,6 @@ import torch
 from accelerate import PartialState
 
 
-logger = logging.getLogger(__name__)
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,39 +30,25 @@ _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_MAX": -4}  # from m
 _LARGEST = 2**31 - 1  # mallopt takes an int
 
 
-def prepare_hardware(cpu_threads: int | None = None, float32_matmul_precision: str = "highest") -> None:
-    """Threads, memory and the precision of products for a run; call it once, before the first tensor of any size.
+def prepare_hardware(cpu_threads: int | None = None) -> None:
+    """Threads, memory and the smallest numbers of a run; call it once, before the first tensor of any size, whose
+    threads take the last from the one that calls.
 
     Args:
         cpu_threads: Threads of this process; None takes the machine's cores, divided by its processes.
-        float32_matmul_precision: As of `torch.set_float32_matmul_precision`; `highest` leaves torch as it is.
     """
+    torch.set_flush_denormal(True)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if cpu_threads is not None or not torch.accelerator.is_available():
         torch.set_num_threads(cpu_threads or max(1, available_cores() // processes))
     keep_freed_memory()
-    if float32_matmul_precision != "highest":
-        lower_matmul_precision(float32_matmul_precision)
 
 
-def lower_matmul_precision(precision: str) -> None:
-    """Lets products of float32 round their factors, where that makes them faster; says so where it does not.
-
-    Sums stay float32, and so do weights, activations and gradients. A processor without instructions for bfloat16
-    would imitate them, and be slower.
-    """
-    if torch.accelerator.is_available() or (precision == "medium" and _multiplies_bfloat16()):
-        torch.set_float32_matmul_precision(precision)
-        return
-    logger.warning(
-        "float32_matmul_precision: %s has no effect on %s; on a processor it takes medium, and AMX or AVX-512 BF16",
-        precision,
-        machine(),
-    )
-
-
-def _multiplies_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; it would imitate them otherwise, and be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def join_processes(device: str | None = None) -> PartialState:

@@ -3,7 +3,8 @@
 - The signal sets a flag; training looks at it after each step and evaluation after each batch.
 - Processes get the signal at different moments, so they ask each other before one of them leaves a step or an
   evaluation: `Interruption.agreed` is a small sum over all processes, which one alone never waits for.
-- A second signal ends the program at once, as if there were no handler.
+- A second signal, some seconds later, ends the program at once, as if there were no handler. One that comes with the
+  first says nothing new: schedulers signal all processes of a job, and launchers pass on what they get.
 - `accelerate launch` with one process does not pass the signal on: Linux does it, when the launcher has ended.
 """
 
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -24,6 +26,12 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODE = 128 + signal.SIGTERM  # 143, as a shell reports it
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_SAME_SIGNAL = 5  # seconds
+
+
+def leave_to_the_trainer(worker: int) -> None:
+    """For processes that load data: who asks the whole job to end must not break the step that is to be saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_with_launcher() -> None:
@@ -48,6 +56,7 @@ class Interruption(TrainerCallback):
         self.requested = False  # here, by a signal
         self.happened = False  # agreed by all processes
         self._before: Any = None
+        self._since = 0.0
 
     def agreed(self) -> bool:
         """Whether any process was asked to end; call it on all of them."""
@@ -60,8 +69,11 @@ class Interruption(TrainerCallback):
         return self.happened
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.requested and time.monotonic() - self._since > _SAME_SIGNAL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        elif not self.requested:
+            self.requested, self._since = True, time.monotonic()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers

@@ -6,21 +6,28 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME as CONFIG_FILE
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from hf_mt.arguments import InputError
+from hf_mt.experiment import typed_values
 from hf_mt.pretrained import load_seq2seq
+from hf_mt.run_folder import CONFIG_NAME
+from hf_mt.settings import read_yaml
 from hf_mt.tokenization import load_tokenizer
 
 
 WEIGHTS = re.compile(r"model.*\.(safetensors|index\.json)")
 # what a translation depends on, of all that a run folder holds
 READ = re.compile(
-    rf"{WEIGHTS.pattern}|(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|vocab.*|merges)\.\w+"
+    rf"{WEIGHTS.pattern}|(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|(target_)?vocab.*|merges)\.\w+"
     r"|.*\.(py|spm|model)"
 )
 
@@ -34,7 +41,19 @@ def load(
         InputError: There is no such model, or the folder lacks its files.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return load_seq2seq(name, dtype=dtype_of(dtype) or "auto", **options), load_tokenizer(name, **options)
+    model = load_seq2seq(name, dtype=dtype_of(dtype) or "auto", **options)
+    if not Path(name).is_dir():  # transformers no longer notes which commit a model is of
+        with suppress(OSError):
+            model.config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_FILE, revision=revision), None)
+    return model, load_tokenizer(name, **options)
+
+
+def prefix_of_run(name: str) -> str:
+    """The `source_prefix` that a run was trained with, from its folder or that of a checkpoint; "" elsewhere."""
+    folder = Path(name)
+    config = (folder.parent if folder.name.startswith("checkpoint-") else folder) / CONFIG_NAME
+    settings = read_yaml(config) if folder.is_dir() and config.is_file() else {}
+    return typed_values({key: settings[key] for key in settings if key == "source_prefix"}).get("source_prefix", "")
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:

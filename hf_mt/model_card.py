@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
 from hf_mt.markdown import Markup, code, fenced, folded, inert, number, table
 from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
-from hf_mt.run_record import CURVES, METRICS, Run, files_as_written, hub_name, read_run, without_path
+from hf_mt.run_record import CURVES, METRICS, Run, beam_sizes, files_as_written, hub_name, read_run, without_path
 from hf_mt.text_files import write_whole
 from hf_mt.verdict import series
 
@@ -225,10 +225,11 @@ def _results(run: Run) -> str:
     ]
     if not rows:
         return ""
+    beams = beam_sizes(run)["test" if prefix == "test_" else "development"]
     facts = {
         "Data": f"{'test' if prefix == 'test_' else 'development'} set of {_dataset_title(run)}",
-        "Beam size": run.results.get("num_beams"),
-        "Length penalty": _as_written(run.settings.get("length_penalty")),
+        "Beam size": beams,
+        "Length penalty": _as_written(run.settings.get("length_penalty")) if beams != 1 else None,
         "Seed": _as_written(run.results.get("seed", run.settings.get("seed"))),
         "Training": _minutes(run),
         "Machine": run.results.get("machine"),
@@ -297,7 +298,7 @@ def _token_table(run: Run) -> str:
         for side in ("source", "target")
         if f"{side}_tokens" in split
     }
-    columns = dict.fromkeys(column for counts in sides.values() for column in counts)
+    columns = dict.fromkeys(column for counts in sides.values() for column in counts if column != "histogram")
     rows = [[side, *(counts.get(column) for column in columns)] for side, counts in sides.items()]
     return table(("Tokens a sentence", *(column.replace("_", " ") for column in columns)), rows) if rows else ""
 

@@ -16,6 +16,7 @@ from hf_mt.arguments import InputError
 from hf_mt.data import PreparedData
 from hf_mt.experiment import Experiment
 from hf_mt.generation import position_limit
+from hf_mt.hardware import machine, multiplies_bfloat16
 from hf_mt.loading import choose_languages
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
 from hf_mt.pretrained import load_seq2seq
@@ -23,6 +24,7 @@ from hf_mt.pretrained import load_seq2seq
 
 logger = logging.getLogger(__name__)
 
+WIDE = 256  # at less, rounding costs a processor as much as it saves
 SHORT = 64  # tokens: up to here sdpa's kernel for processors spends more time on its blocks than it saves
 
 
@@ -57,9 +59,11 @@ def load_or_build_model(
         model = _pretrained_model(experiment, tokenizer, kernel)
     else:
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        ids["decoder_start_token_id"] = ids["bos_token_id"]
+        first = [ids[name] for name in ("bos_token_id", "pad_token_id") if ids[name] is not None]
+        ids["decoder_start_token_id"] = first[0]  # padding, where no token begins a sentence, as in T5 and Marian
         model = _new_model(experiment, len(tokenizer), ids, kernel=kernel)
     _check_lengths(model, data)
+    round_products(model, experiment.training.float32_matmul_precision, experiment.training.device)
     if isinstance(model, HfMtForConditionalGeneration):
         _check_random_positions(model, max(tokens.max for tokens in data.tokens["train"].values()))
     _set_generation(model, experiment, data.tokens["train"]["target"].max)
@@ -102,14 +106,10 @@ def _shorter(split: str, side: str, limit: int) -> str:
 
 
 def _kernel(experiment: Experiment, data: PreparedData) -> str | None:
-    """The attention kernel asked for; on a processor plain products for short sentences, which are faster there.
-
-    sdpa's kernel for processors multiplies small blocks, ten times slower when each is first rounded to bfloat16.
-    """
+    """The attention kernel asked for; on a processor plain products for short sentences, which are faster there."""
     lengths = [tokens.percentile_95 for tokens in data.tokens["train"].values()]
     if experiment.model.attn_implementation is None and not torch.accelerator.is_available():
-        rounded = torch.get_float32_matmul_precision() == "medium"
-        return "eager" if rounded or max(lengths) <= SHORT else None
+        return "eager" if max(lengths) <= SHORT else None
     return experiment.model.attn_implementation
 
 
@@ -153,6 +153,29 @@ def _pretrained_model(
         logger.warning("The vocabulary grows from %d to %d tokens.", model.config.vocab_size, len(tokenizer))
         model.resize_token_embeddings(len(tokenizer))
     return model
+
+
+def round_products(model: PreTrainedModel, precision: str, device: torch.device) -> None:
+    """`float32_matmul_precision`: torch's on a GPU, our own models' on a processor; says so where it has no effect.
+
+    For a processor torch would round every product, also those whose shapes never return, each with a new kernel.
+    """
+    if precision == "highest":
+        return
+    if device.type != "cpu":
+        return torch.set_float32_matmul_precision(precision)
+    wide = isinstance(model, HfMtForConditionalGeneration) and model.config.d_model >= WIDE
+    if wide and precision == "medium" and multiplies_bfloat16(device):
+        return model.round_products()
+    logger.warning(
+        "float32_matmul_precision: %s has no effect on a %s of width %d on %s; a processor takes medium, for models "
+        "of hf_mt of width %d or more, if it has AMX or AVX-512 BF16",
+        precision,
+        type(model).__name__,
+        model.config.hidden_size,
+        machine(),
+        WIDE,
+    )
 
 
 def _set_generation(model: PreTrainedModel, experiment: Experiment, longest_target: int) -> None:

@@ -6,8 +6,8 @@ aren't maps from vectors to vectors; they keep AdamW.
 
 Sources: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/ (iteration and coefficients); Liu et al.
 2025, https://arxiv.org/abs/2502.16982, section 2.2 (one learning rate for both: 0.2 sqrt(max(rows, columns)) gives
-Muon's step the size of AdamW's). Checked against `torch.optim.Muon`, which iterates in bfloat16, slow on many
-processors, and one matrix at a time.
+Muon's step the size of AdamW's). Checked against `torch.optim.Muon`, which takes one matrix at a time and iterates in
+bfloat16 everywhere; here hardware that would imitate that iterates in float32.
 """
 
 from collections import defaultdict
@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from transformers import PreTrainedModel, TrainingArguments
 
+from hf_mt.hardware import multiplies_bfloat16
+
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -29,7 +31,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """The nearest matrices with orthogonal rows or columns, about: their singular values are 0.7 to 1.2.
 
     Args:
-        matrices: (number, rows, columns), float32. A matrix of zeros stays one.
+        matrices: (number, rows, columns), in the precision to compute in. A matrix of zeros stays one.
     """
     tall = matrices.size(1) > matrices.size(2)
     x = matrices.mT if tall else matrices
@@ -39,6 +41,12 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _iterated_in(matrices: Tensor) -> torch.dtype:
+    """bfloat16, as published, in place of float32, where it is fast: the iteration corrects what rounding adds."""
+    rounded = matrices.dtype == torch.float32 and multiplies_bfloat16(matrices.device)
+    return torch.bfloat16 if rounded else matrices.dtype
 
 
 def muon_for(model: PreTrainedModel, args: TrainingArguments, decayed: Collection[str]) -> "Muon":
@@ -126,7 +134,8 @@ class Muon(Optimizer):
         for param, update in zip(params, updates, strict=True):
             by_shape[param.shape].append((param, update))
         for shape, pairs in by_shape.items():
-            steps = orthogonalized(torch.stack([update for _, update in pairs]))
+            stacked = torch.stack([update for _, update in pairs])
+            steps = orthogonalized(stacked.to(_iterated_in(stacked))).to(stacked.dtype)
             size = group["lr"] * 0.2 * max(shape) ** 0.5
             torch._foreach_add_([param for param, _ in pairs], list(steps.unbind()), alpha=-size)
 

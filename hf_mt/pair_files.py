@@ -105,10 +105,16 @@ def _parquet_rows(path: Path, data: DataArguments) -> Iterator[dict[str, Any]]:
     """Rows one after the other; in memory is one row group, which Parquet compresses as one."""
     with _open(path) as file, _whole_parquet(path):
         parquet = pq.ParquetFile(file)
-        wanted = [name for name in ("translation", *text_columns(data)) if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=wanted or None):
+        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=_wanted(parquet, data)):
             batch.validate(full=True)
             yield from batch.to_pylist()
+
+
+def _wanted(parquet: pq.ParquetFile, data: DataArguments) -> list[str] | None:
+    """Columns of texts, beside which others may have types of any kind; all, to be named, where one is missing."""
+    there = parquet.schema_arrow.names
+    choices = [["translation"]] * (data.source_column is None) + [list(text_columns(data))]
+    return next((names for names in choices if set(names) <= set(there)), None)
 
 
 def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where: str) -> Iterator[tuple[str, str]]:
@@ -124,9 +130,10 @@ def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where:
         yield source, target
 
 
-def read_parquet(path: Path) -> Dataset:
+def read_parquet(path: Path, data: DataArguments) -> Dataset:
     with _open(path) as file, _whole_parquet(path):
-        table = pq.ParquetFile(file).read()
+        parquet = pq.ParquetFile(file)
+        table = parquet.read(columns=_wanted(parquet, data))
         table.validate(full=True)
         return Dataset(table.replace_schema_metadata(None))  # what another program says of it need not be so
 

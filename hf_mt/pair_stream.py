@@ -145,10 +145,7 @@ class PairStream:
         for pair in islice(pairs, start):
             read.update("\0".join((*pair, "")).encode())
         if digest not in (None, read.hexdigest()):
-            raise InputError(
-                f"the first {start:,} training pairs are other ones than those that this run was trained on: put the "
-                "old file back to go on, choose another --output_dir, or delete the folder"
-            )
+            raise other_pairs(start)
         for chunk in iter(lambda: list(islice(pairs, self.data.streaming_buffer)), []):
             for pair in chunk:
                 read.update("\0".join((*pair, "")).encode())
@@ -175,6 +172,14 @@ class PairStream:
     def _unknown(self, table: pa.Table) -> np.ndarray:
         ids = (pc.list_flatten(table[side]).to_numpy() for side in TEXT.names)
         return np.array([(side == self.tokenizer.unk_token_id).sum() for side in ids])
+
+
+def other_pairs(count: int) -> InputError:
+    """What is wrong where a run goes on, and its corpus has changed."""
+    return InputError(
+        f"the first {count:,} training pairs are other ones than those that this run was trained on: put the old file "
+        "back to go on, choose another --output_dir, or delete the folder"
+    )
 
 
 def _lengths(table: pa.Table) -> np.ndarray:

@@ -102,9 +102,9 @@ def translate_with_ray(
     rows = [{"first_line": 1 + number * shard_size, "place": place} for number, place in enumerate(survey.places)]
     make = (model, source, shard_size, options)
     tally = Tally()
+    results = _run(rows, make, actors=actors, num_cpus=num_cpus, num_gpus=num_gpus) if rows else None
     with open_output(output) as file:
-        if rows:
-            results = _run(rows, make, actors=actors, num_cpus=num_cpus, num_gpus=num_gpus)
+        if results is not None:
             write_hypotheses(_in_order(results, tally), file, tally)
         if tally.lines != survey.lines:
             raise RuntimeError(f"Ray gave {tally.lines} lines, where the input has {survey.lines}")
@@ -114,7 +114,7 @@ def translate_with_ray(
 def _run(
     rows: list[dict[str, int]], make: tuple[Any, ...], *, actors: int | None, num_cpus: float, num_gpus: float | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the result, as they come."""
+    """Rows of the result, as they come; the cluster is there when this returns."""
     ray = _import_ray()
     ray.init(ignore_reinit_error=True)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -130,7 +130,7 @@ def _run(
         num_cpus=num_cpus,
         num_gpus=num_gpus or None,
     )
-    yield from results.iter_rows()
+    return iter(results.iter_rows())
 
 
 def _room(resources: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:

@@ -5,7 +5,6 @@
 - The same pictures are written beside the page as PNG.
 """
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from hf_mt.arguments import InputError
 from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
-from hf_mt.markdown import number
-from hf_mt.run_record import METRICS, Run, files_as_written, read_mapping, read_run
+from hf_mt.page import cell, folded, marked, table, tabs
+from hf_mt.run_record import METRICS, Run, beam_sizes, files_as_written, read_mapping, read_run
 from hf_mt.scores import read_sentence_scores
 from hf_mt.significance import Comparison, compare_systems, read_systems
 from hf_mt.text_files import new_folder, write_whole
@@ -124,7 +123,7 @@ def _tiles(report: Report) -> Iterable[str]:
         (run,) = report.runs.values()
         for key, name in HEADLINES.items():
             if key in run.results:
-                yield f'<div class="tile"><b>{number(run.results[key])}</b><span>{name}</span></div>'
+                yield f'<div class="tile"><b>{cell(run.results[key])}</b><span>{name}</span></div>'
 
 
 # ---------------------------------------------------------------------------------------------------------- the parts
@@ -140,7 +139,7 @@ def _course(report: Report) -> str:
         f"by {unit}": report.picture(course_figure(histories, unit), f"course-by-{unit}")  # type: ignore[arg-type]
         for unit in ("step", *["epoch"] * in_epochs)
     }
-    return _tabs("course", pictures) + '<p class="soft">dotted: training; solid: development</p>'
+    return tabs("course", pictures) + '<p class="soft">dotted: training; solid: development</p>'
 
 
 def _scores(report: Report) -> str:
@@ -156,7 +155,7 @@ def _scores(report: Report) -> str:
     if len(report.runs) == 1:
         shown = _score_table({title: found for title, runs in columns.items() for found in runs.values()})
     else:
-        shown = _tabs("scores", {title: _score_table(runs) for title, runs in columns.items()})
+        shown = tabs("scores", {title: f"<p>{title} set</p>{_score_table(runs)}" for title, runs in columns.items()})
     signatures = _signatures([found for runs in columns.values() for found in runs.values()])
     return shown + _decoding(report) + _significance(report) + signatures
 
@@ -165,19 +164,20 @@ def _decoding(report: Report) -> str:
     """How translations were searched, which scores of one table may differ in."""
     lines = []
     for name, run in report.runs.items():
-        keys = ("num_beams", "length_penalty", "generation_num_beams")
-        beams, penalty, development = (run.settings.get(key) for key in keys)
-        if beams is not None:
+        beams, penalty = beam_sizes(run), run.settings.get("length_penalty")
+        if beams["test"] is not None:
             whose = f"{name}: " if len(report.runs) > 1 else ""
-            lines.append(f"{whose}test {beams} beams, development {development or 1}, length penalty {penalty}")
+            lines.append(
+                f"{whose}test {beams['test']} beams, development {beams['development']}, length penalty {penalty}"
+            )
     note = ["perplexities compare between runs with the same subwords only"] if len(report.runs) > 1 else []
     return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines + note)
 
 
 def _score_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
     keys = [key for key in METRICS if any(key in values for values in columns.values())]
-    rows = [[METRICS[key], *(number(values.get(key)) for values in columns.values())] for key in keys]
-    return _table(["score", *map(escape, columns)], rows)
+    rows = [[METRICS[key], *(cell(values.get(key)) for values in columns.values())] for key in keys]
+    return table(["score", *map(escape, columns)], rows)
 
 
 def _signatures(columns: Sequence[Mapping[str, Any]]) -> str:
@@ -199,7 +199,7 @@ def _significance(report: Report) -> str:
         "<p>Paired bootstrap, 1,000 resampled test sets, against the first run. p: how likely so large a difference "
         f"is by luck; * marks p &lt; {SIGNIFICANT}, not corrected for the number of runs.</p>"
     )
-    return title + _table(["score", "run", "value", "95 % interval", "p"], rows)
+    return title + table(["score", "run", "value", "95 % interval", "p"], rows)
 
 
 def _significance_row(row: Comparison) -> list[str]:
@@ -210,8 +210,16 @@ def _significance_row(row: Comparison) -> list[str]:
 
 
 def _by_length(report: Report) -> str:
-    found = report.found("test_analysis.json")
-    return report.picture(length_figure(found), "bleu-by-length") if found else ""
+    """A picture for all runs that were tested on the same sentences, counted in the same unit."""
+    alike: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, content in report.found("test_analysis.json").items():
+        sizes = [(bucket["first"], bucket["sentences"]) for bucket in content["buckets"]]
+        alike.setdefault(str((content["unit"], sizes)), {})[name] = content
+    pictures = [
+        report.picture(length_figure(runs), f"bleu-by-length{f'-{order}' if order else ''}")
+        for order, runs in enumerate(alike.values())
+    ]
+    return "".join(pictures)
 
 
 def _translations(report: Report) -> str:
@@ -233,7 +241,7 @@ def _translations(report: Report) -> str:
         '<p class="soft"><mark class="extra">not in the reference</mark> '
         '<mark class="missing">only in the reference</mark></p>'
     )
-    return note + _tabs("translations", groups) if groups else ""
+    return note + tabs("translations", groups) if groups else ""
 
 
 def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
@@ -243,17 +251,8 @@ def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
     for name, output in outputs.items():
         cells.append((escape(name if len(outputs) > 1 or name.startswith("output") else "output"),
                       marked(output, reference, "extra")))  # fmt: skip
-    return '<div class="sentence">' + "".join(f"<div>{name}</div><div>{text}</div>" for name, text in cells) + "</div>"
-
-
-def marked(text: str, other: str, kind: str) -> str:
-    """HTML of `text` with the words marked that are not in `other` at their place."""
-    words, others = text.split(), other.split()
-    parts = []
-    for operation, start, end, *_ in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
-        piece = escape(" ".join(words[start:end]))
-        parts.append(piece if operation == "equal" or not piece else f'<mark class="{kind}">{piece}</mark>')
-    return " ".join(part for part in parts if part)
+    shown = "".join(f'<div>{name}</div><div dir="auto">{text}</div>' for name, text in cells)
+    return f'<div class="sentence">{shown}</div>'
 
 
 def _attention(report: Report) -> str:
@@ -263,7 +262,12 @@ def _attention(report: Report) -> str:
         pairs = _chosen_pairs(run, report.sentences) if report.sentences else _sample_pairs(run)
         if not pairs or not (run.folder / "model.safetensors").is_file():
             continue
-        translator = Translator(run.folder, device="cpu", source_prefix=str(run.settings.get("source_prefix") or ""))
+        try:
+            translator = Translator(run.folder, device="cpu")
+        except InputError:
+            if report.sentences:
+                raise
+            continue  # a model whose code nobody allowed to run here: the page has its other parts
         places = report.sentences or range(1, len(pairs) + 1)
         for place, one in zip(places, cross_attention(translator, *zip(*pairs, strict=True)), strict=True):
             if one is None and report.sentences:
@@ -272,7 +276,7 @@ def _attention(report: Report) -> str:
                 continue
             title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
-    return _tabs("attention", pictures) if pictures else ""
+    return tabs("attention", pictures) if pictures else ""
 
 
 def _sample_pairs(run: Run) -> list[tuple[str, str]]:
@@ -299,8 +303,8 @@ def _settings(report: Report) -> str:
     names = list(map(escape, report.runs))
     if not rows:
         return ""
-    head = _table(["differs", *names], [[f"<code>{escape(key)}</code>", *row] for key, row in different.items()])
-    return (head if different else "") + _folded(f"all {len(values)} keys", _table(["key", *names], rows))
+    head = table(["differs", *names], [[f"<code>{escape(key)}</code>", *row] for key, row in different.items()])
+    return (head if different else "") + folded(f"all {len(values)} keys", table(["key", *names], rows))
 
 
 def _plain(value: Any) -> str:
@@ -314,12 +318,12 @@ def _data(report: Report) -> str:
         rows = []
         for split, counts in run.data_table.items():
             dropped = ", ".join(f"{words} {count:,}" for words, count in counts["found"].items() if count) or "nothing"
-            means = [number(counts[f"{side}_tokens"]["mean"]) for side in ("source", "target")]
+            means = [cell(counts[f"{side}_tokens"]["mean"]) for side in ("source", "target")]
             rows.append([escape(split), f"{counts['read']:,}", escape(dropped), f"{counts['kept']:,}", *means])
         if rows:
             title = f"<p><b>{escape(name)}</b></p>" if len(report.runs) > 1 else ""
-            table = _table(["split", "read", "found", "kept", "source tokens", "target tokens"], rows)
-            bodies.append(title + table + _histogram(report, run, order))
+            columns = table(["split", "read", "found", "kept", "source tokens", "target tokens"], rows)
+            bodies.append(title + columns + _histogram(report, run, order))
     return "".join(bodies)
 
 
@@ -335,7 +339,7 @@ def _environment(report: Report) -> str:
     found = report.found("environment.json")
     keys = dict.fromkeys(key for values in found.values() for key in values)
     rows = [[escape(key), *(escape(str(values.get(key, ""))) for values in found.values())] for key in keys]
-    return _table(["", *map(escape, found)], rows) if rows else ""
+    return table(["", *map(escape, found)], rows) if rows else ""
 
 
 PARTS: dict[str, Callable[[Report], str]] = {
@@ -348,47 +352,3 @@ PARTS: dict[str, Callable[[Report], str]] = {
     "Data": _data,
     "Environment": _environment,
 }
-
-
-# -------------------------------------------------------------------------------------------------------- their pieces
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; columns of numbers are aligned right."""
-    rows = [list(row) for row in rows]
-    kinds = [_kind([row[column] for row in rows]) for column in range(len(header))]
-    head = "".join(f'<th class="{kind}">{cell}</th>' for kind, cell in zip(kinds, header, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _kind(cells: Sequence[str]) -> str:
-    plain = (cell.replace("&plusmn;", "").replace("baseline", "") for cell in cells)
-    return "number" if all(not cell.strip("0123456789.,%*+-e ") for cell in plain) else "text"
-
-
-def _tabs(name: str, panels: Mapping[str, str]) -> str:
-    """Panels of which one is seen at a time; a single one needs no tab."""
-    if len(panels) == 1:
-        return next(iter(panels.values()))
-    buttons, bodies = [], []
-    for place, (title, body) in enumerate(panels.items()):
-        chosen = "true" if place == 0 else "false"
-        target = f"{name}-{place}"
-        buttons.append(
-            f'<button type="button" role="tab" id="{target}-tab" aria-controls="{target}" aria-selected="{chosen}" '
-            f'tabindex="{0 if place == 0 else -1}">{escape(title)}</button>'
-        )
-        hidden = "" if place == 0 else " hidden"
-        bodies.append(
-            f'<div role="tabpanel" id="{target}" data-title="{escape(title)}" aria-labelledby="{target}-tab"{hidden}>'
-            f"{body}</div>"
-        )
-    return f'<div class="tabs" role="tablist">{"".join(buttons)}</div>{"".join(bodies)}'
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"

@@ -39,6 +39,7 @@ def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Da
     trainer.save_model(str(folder), _internal_call=True)  # pushed later, with its card
     trainer.save_state()
     if test_dataset is not None:
+        args.predict_with_generate = True  # False spares evaluations while training, not the test
         beams = {"num_beams": args.num_beams, "length_penalty": args.length_penalty, "early_stopping": True}
         output = trainer.predict(test_dataset, **beams)
         metrics |= {**(output.metrics or {}), **_with_prefix("test", trainer.signatures)}

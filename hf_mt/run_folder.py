@@ -68,8 +68,9 @@ def _verdict(folder: Path, experiment: Experiment) -> Literal["new", "resume", "
     if CONFIG_NAME not in names:
         raise InputError(f"output_dir {folder} holds something else ({_some(names)}); choose another, or empty it")
     old = _read_config(folder / CONFIG_NAME)
-    _refuse_another_run(old, experiment.resolved, folder)
     verdict = _progress(folder, names, experiment.resolved)
+    if verdict != "new" or "model.safetensors" in names:
+        _refuse_another_run(old, experiment.resolved, folder)
     _warn_of_new_length(old, experiment.resolved, verdict)
     return verdict
 

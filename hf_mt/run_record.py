@@ -86,15 +86,14 @@ def _read_run(run_folder: Path, name: str) -> Run:
     settings = read_mapping(_artefact(run_folder, "config_resolved.yaml"), yaml.safe_load)
     samples = _parsed(_artefact(run_folder, "samples.jsonl"), _lines) or []
     history = state.get("log_history", [])
-    best = best_point(history)
-    kept = state.get("best_global_step") or (best.step if best else None)
+    kept = kept_step(state, settings)
     steps = {row.get("step") for row in samples}
     wanted = kept if kept in steps else max((step for step in steps if step is not None), default=None)
     return Run(
         folder=run_folder,
         name=name,
         config=read_mapping(run_folder / "config.json"),
-        results=read_mapping(_artefact(run_folder, "all_results.json")),
+        results=_results(run_folder, state, settings),
         log_history=history,
         best_step=kept,
         max_steps=state.get("max_steps"),
@@ -102,6 +101,45 @@ def _read_run(run_folder: Path, name: str) -> Run:
         data_table=read_mapping(_artefact(run_folder, "data_table.json")),
         samples=[row for row in samples if row.get("step") == wanted],
     )
+
+
+def kept_step(state: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
+    """Step of the weights that a run, or a checkpoint of it, holds: the best ones unless the last were asked for.
+
+    Args:
+        state: What `trainer_state.json` holds.
+        settings: What `config_resolved.yaml` holds.
+    """
+    if not settings.get("load_best_model_at_end", True):
+        return state.get("global_step")
+    best = best_point(state.get("log_history", []))
+    return state.get("best_global_step") or (best.step if best else None)
+
+
+def _results(run_folder: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `all_results.json` holds; of a checkpoint with other weights, only what was measured at its own step."""
+    results = read_mapping(_artefact(run_folder, "all_results.json"))
+    step = state.get("global_step")
+    finished = read_mapping(_artefact(run_folder, "trainer_state.json", of_run=True))
+    if not is_checkpoint(run_folder) or step == kept_step(finished, settings):
+        return results
+    rows = [row for row in state.get("log_history", []) if row.get("step") == step]
+    scores = {key: value for row in rows for key, value in row.items() if key.startswith("eval_")}
+    about = {key: value for key, value in results.items() if not key.startswith(("test_", "eval_"))}
+    signed = {f"{key}_signature" for key in scores}
+    signatures = {key: value for key, value in results.items() if key in signed}
+    return {**about, **signatures, **scores}
+
+
+def beam_sizes(run: Run) -> dict[str, int | None]:
+    """Beams of the final test, and of development data; None where the run does not tell."""
+    test = run.results.get("num_beams", run.settings.get("num_beams"))
+    development = run.settings.get("generation_num_beams", 1 if run.settings else None)
+    return {"test": test, "development": test if development is None else development}
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return folder.name.startswith("checkpoint-")
 
 
 @contextmanager
@@ -123,9 +161,10 @@ def files_as_written(folders: Iterable[Path]) -> Iterator[None]:
         ) from error
 
 
-def _artefact(folder: Path, name: str) -> Path:
+def _artefact(folder: Path, name: str, *, of_run: bool = False) -> Path:
+    """The file in the folder, or in that of the run if a checkpoint has none, or that of the run in any case."""
     inside = folder / name
-    return folder.parent / name if folder.name.startswith("checkpoint-") and not inside.exists() else inside
+    return folder.parent / name if is_checkpoint(folder) and (of_run or not inside.exists()) else inside
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a model thinks of given translations: the log-probability of each target, for ranking and filtering.
 
-Scores are sums over the tokens of a target, its end of sentence included, in nats, without label smoothing.
+Scores are sums over the tokens of a target, its end of sentence included, in nats, without label smoothing. A language
+token at its beginning, which is given in translating, is given here, too.
 """
 
 import math
@@ -56,6 +57,9 @@ def score_pairs(
     if not sources:
         return []
     model, tokenizer = translator.model, translator.tokenizer
+    if hasattr(tokenizer, "src_lang") and getattr(tokenizer, "tgt_lang", None) is None:
+        raise InputError(f"{type(tokenizer).__name__} marks the language of a target: give --target_lang")
+    given = _is_given(translator)
     rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
     lengths = np.array([list(map(len, pair)) for pair in zip(*rows.values(), strict=True)])
     for side, stack in enumerate((model.get_encoder(), model.get_decoder())):
@@ -68,20 +72,30 @@ def score_pairs(
     model.eval()
     for indices in sampler:
         batch = collate([{side: ids[index] for side, ids in rows.items()} for index in indices])
-        sums = _log_probabilities(model, {name: values.to(model.device) for name, values in batch.items()})
-        found |= {index: PairScore(total, int(lengths[index, 1])) for index, total in zip(indices, sums, strict=True)}
+        sums = _log_probabilities(model, {name: values.to(model.device) for name, values in batch.items()}, given)
+        counts = lengths[indices, 1] - given
+        found |= {
+            index: PairScore(total, int(count)) for index, total, count in zip(indices, sums, counts, strict=True)
+        }
     model.train(training)
     return [found[index] for index in range(len(sources))]
 
 
+def _is_given(translator: Translator) -> int:
+    """Tokens at the beginning of a target that are no choice of the model's: that of its language, or none."""
+    option = "forced_bos_token_id"
+    forced = translator.language_options.get(option, getattr(translator.model.generation_config, option, None))
+    return int(forced is not None)
+
+
 @torch.no_grad()
-def _log_probabilities(model: Any, batch: dict[str, Tensor]) -> list[float]:
-    """Sums over the labels (B, T) of each row."""
+def _log_probabilities(model: Any, batch: dict[str, Tensor], given: int) -> list[float]:
+    """Sums over the labels (B, T) of each row, but for the first ones, which are given."""
     labels = batch.pop("labels")
     decoder_input_ids = decoder_inputs(model, labels)
     logits = model(**batch, decoder_input_ids=decoder_input_ids, use_cache=False).logits.float()  # (B, T, V)
     picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)  # (B, T)
-    return picked.masked_fill(labels == IGNORE_INDEX, 0.0).sum(-1).tolist()
+    return picked.masked_fill(labels == IGNORE_INDEX, 0.0)[:, given:].sum(-1).tolist()
 
 
 def _check_lengths(lengths: np.ndarray, limit: int | None) -> None:

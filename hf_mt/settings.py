@@ -203,7 +203,8 @@ def convert(raw: Raw, hint: Any) -> Any:
         InputError: it stands for none; the message has what was found and what is wanted, but not where.
     """
     members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
-    optional = type(None) in members
+    chosen = any(raw in get_args(member) for member in members if get_origin(member) is Literal)
+    optional = type(None) in members and not chosen  # a choice may be called none
     if optional and isinstance(raw, str) and not isinstance(raw, Quoted) and raw.lower() in NOTHING:
         return None
     for member in sorted(_readable(members), key=lambda member: _STRICTNESS.index(_kind(member))):

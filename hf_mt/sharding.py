@@ -74,8 +74,9 @@ def shard(model: PreTrainedModel, accelerator: Accelerator) -> None:
         options["offload_policy"] = plugin.cpu_offload
     plugin.auto_wrap_policy = None  # it would look for the classes of layers that are wrapped already
     model.to(accelerator.device)
+    layers = getattr(model, "_repeated_blocks", None) or model._no_split_modules
     for module in list(model.modules()):
-        if type(module).__name__ in model._no_split_modules:
+        if type(module).__name__ in layers:
             layer_policy = replace(policy, output_dtype=None)
             fully_shard(module, mp_policy=layer_policy, reshard_after_forward=plugin.reshard_after_forward, **options)
     plain = type(model)

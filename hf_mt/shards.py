@@ -44,21 +44,25 @@ def translate(
     say: Callable[[str], None],
     **options: Any,
 ) -> None:
-    """Translates an input into a file: at once, or in shards if there are several processes or a size is given.
+    """Translates an input into a file: at once, or in shards if there are several processes, a size is given, or a job
+    in shards was begun and has not ended.
 
     Args:
         translator: Translates, in each process.
         source: What to translate.
         output: A file, which appears once it is whole; "-", standard output, for one process without shards.
-        shard_size: Lines of a shard; 20,000 where several processes are given none.
+        shard_size: Lines of a shard; 20,000 where several processes, or a job to go on with, are given none.
         say: Shows a line to the user; called in the first process alone.
         **options: Those of `hf_mt.translation_output.write_lines`.
 
     Raises:
         InputError: Input or output can't be had in shards, `OUTPUT.shards` is of another job, or a line is too long.
     """
+    if output != "-" and Path(output).is_dir():
+        raise InputError(f"{output} is a folder; name a file to write")
     processes = PartialState()
-    if shard_size is None and processes.num_processes == 1:
+    begun = not isinstance(source, Sentences) and Path(f"{output}.shards").is_dir()
+    if shard_size is None and processes.num_processes == 1 and not begun:
         write_translations(translator, source, output, **options)
         return
     size = SHARD_SIZE if shard_size is None else shard_size

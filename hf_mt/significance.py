@@ -89,21 +89,22 @@ def compare_systems(
     named = [(name, list(hypotheses)) for name, hypotheses in systems.items()]
     wanted = scorers(lowercase=lowercase, tokenize=tokenize, metrics=metrics)
     with _seeded(seed):
-        test = PairedTest(named, wanted, sets, METHODS[method], n_samples=samples, n_ar_confidence=0)
+        intervals = -1 if method == "bootstrap" else 0  # of a bootstrap they would be written into its signature
+        test = PairedTest(named, wanted, sets, METHODS[method], n_samples=samples, n_ar_confidence=intervals)
         signatures, results = test()
     values = [results[metric] for metric in results if metric != "System"]
-    same = {name for name, hypotheses in named if hypotheses == named[0][1]}
+    alone = len(named[0][1]) == 1
     return [
-        _comparison(name, metric, result, str(signature), same=name in same)
+        _comparison(name, metric, result, str(signature), no_evidence=alone or result.score == each[0].score)
         for metric, signature, each in zip(wanted, signatures.values(), values, strict=True)
         for name, result in zip(systems, each, strict=True)
     ]
 
 
-def _comparison(system: str, metric: str, result: Result, signature: str, *, same: bool) -> Comparison:
+def _comparison(system: str, metric: str, result: Result, signature: str, *, no_evidence: bool) -> Comparison:
     p_value = result.p_value
-    if same and p_value is not None:
-        p_value = 1.0  # sacrebleu's bootstrap counts no difference as large as none, and says 0.001
+    if no_evidence and p_value is not None:
+        p_value = 1.0  # sacrebleu counts resampled differences above the real one, finds none, and says 0.001
     return Comparison(system, metric, result.score, float(result.mean), float(result.ci), p_value, signature)
 
 
@@ -155,7 +156,7 @@ def _bleu(hypotheses: Sequence[str], references: Sequence[str], drawn: np.ndarra
 def _p_value(differences: np.ndarray) -> float:
     """Share of resampled differences, moved to a mean of zero, that are as large as the real one, which is first."""
     real, resampled = abs(differences[0]), differences[1:]
-    if not resampled.any():
+    if np.ptp(resampled) < 1e-9:  # a single sentence, or the same translations: resampling shows nothing
         return 1.0
     return float((np.sum(np.abs(resampled - resampled.mean()) >= real) + 1) / (len(resampled) + 1))
 

@@ -40,13 +40,14 @@ from hf_mt.data import (
 )
 from hf_mt.data_table import update_data_table
 from hf_mt.experiment import Experiment
-from hf_mt.pair_stream import Block, PairStream, Tally, as_dataset
+from hf_mt.pair_stream import Block, PairStream, Tally, as_dataset, other_pairs
 from hf_mt.tokenization import get_tokenizer
 
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_PAIRS = 200_000  # of the beginning, on which a tokenizer is trained
+HELD = ("validation", "test")  # the splits that are not streamed
 POSITION = "stream"  # among the states that a checkpoint keeps for callbacks
 
 
@@ -72,7 +73,7 @@ def _load_streamed(
 ) -> tuple[DatasetDict, PreTrainedTokenizerBase, PreparedData]:
     data, model = experiment.data, experiment.model
     files = data.dataset_name or data.validation_file or data.test_file
-    corpus, counts = filter_corpus(load_corpus(data, splits=("validation", "test")) if files else DatasetDict(), data)
+    corpus, counts = filter_corpus(load_corpus(data, splits=HELD, required=False) if files else DatasetDict(), data)
     trained = not (model.tokenizer_name or model.model_name_or_path)
     texts = DatasetDict(train=_first_pairs(data)) if trained else corpus
     tokenizer = get_tokenizer(texts, data, model, vocab_size)
@@ -132,16 +133,18 @@ class BatchStream(IterableDataset):
         """Go to the first pair of the first pass."""
         self.passes, self.pair, self.steps = 0, 0, 0  # whole passes, pairs before this block, steps taken of it
         self.digest: str | None = None  # of the pairs before this block
+        self.block: str | None = None  # of those and its own
         self.before = self.seen = Tally.nothing(self.stream.data)  # all before this block; and with it
 
     def state_dict(self) -> dict[str, Any]:
         """The place of the next step, as JSON."""
         place = {"passes": self.passes, "pair": self.pair, "steps": self.steps, "digest": self.digest}
-        return {**place, "before": self.before.as_json()}
+        return {**place, "block": self.block, "before": self.before.as_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to the place that a `state_dict` tells, whatever the number of processes was then."""
         self.passes, self.pair, self.steps, self.digest = (state[k] for k in ("passes", "pair", "steps", "digest"))
+        self.block = state.get("block")
         self.before = self.seen = Tally.nothing(self.stream.data) + Tally.from_json(state["before"])
 
     def __len__(self) -> int:
@@ -159,6 +162,9 @@ class BatchStream(IterableDataset):
             self.passes, self.pair, self.digest = self.passes + 1, 0, None
 
     def _steps(self, block: Block) -> Iterator[list[dict[str, Any]]]:
+        if self.steps and self.block not in (None, block.digest):  # gone on with in the middle of a block
+            raise other_pairs(block.end)
+        self.block = block.digest
         rows = as_dataset(block)
         sampler = training_sampler(pair_lengths(rows), self.args)
         sampler.check_same_everywhere()

@@ -24,7 +24,8 @@ def print_scores(results: Mapping[str, Any], *, file: TextIO | None = None) -> N
         results: As in `all_results.json`; a signature stands under the name of its score plus `_signature`.
         file: Where to print; standard output by default.
     """
-    prefix = "test_" if any(key.startswith("test_") for key in results) else "eval_"
+    tested = any(key.startswith("test_") and isinstance(value, int | float) for key, value in results.items())
+    prefix = "test_" if tested else "eval_"
     table = Table(box=SIMPLE_HEAD, title=f"{prefix[:-1]} set", title_justify="left")
     table.add_column("score", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)

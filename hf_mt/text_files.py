@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 from hf_mt.arguments import InputError
 
@@ -54,10 +55,12 @@ def unfinished(path: Path) -> Iterator[Path]:
     """
     if not path.name or "\0" in str(path):
         raise InputError(f"{str(path)!r} is no name of a file; name one to write")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
     if _is_stream(path):
         yield path
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # processes of two machines may have one number
     try:
         yield temporary
         os.replace(temporary, path)
@@ -128,6 +131,8 @@ def open_output(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         InputError: The file can't be written.
     """
     if name == "-":
+        if sys.stdout is None:
+            raise InputError("standard output is closed; name a file to write")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
@@ -135,4 +140,6 @@ def open_output(name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with unfinished(Path(name)) as temporary, temporary.open("wb") as file:
             yield file
     except OSError as error:
+        if error.errno is None:  # a library's own, of something else
+            raise
         raise InputError(f"{name} can't be written: {error.strerror}") from error

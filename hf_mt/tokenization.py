@@ -149,6 +149,21 @@ def _reproducible_unigram(backend: Tokenizer) -> models.Unigram:
     return models.Unigram([(token, 0.0) for token in SPECIAL_TOKENS] + ordered, SPECIAL_TOKENS.index(UNK), False)
 
 
+def check_same_tokens(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """That a checkpoint's tokens have the ids that they have now.
+
+    Raises:
+        InputError: They don't: text or files that the tokenizer is made of have changed since.
+    """
+    before, now = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    if before != now:
+        raise InputError(
+            f"{folder} was trained with another vocabulary ({len(before):,} tokens, of which "
+            f"{len(before.items() - now.items()):,} are others now): the training text, or what tokenizer_name names, "
+            "has changed; restore it to go on, or choose another output_dir"
+        )
+
+
 def load_tokenizer(
     name_or_path: str,
     *,

@@ -6,11 +6,11 @@
 - What is logged is the unsmoothed negative log-likelihood per target token; the optimized loss is beside it.
 - Evaluation runs the encoder once, for loss and translation, with averaged weights where an average is kept.
 
-A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, evaluation, checkpoints.
+A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, evaluation; what is saved is in
+`checkpointing.py`.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -21,31 +21,40 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_mt.arguments import InputError, TranslationTrainingArguments
-from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage, UpdateAverage, average_checkpoints
+from hf_mt.averaging import MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TranslationCollator, training_sampler
-from hf_mt.checkpoints import checkpoints, remove_oldest, state_without_code, verify_checkpoint, whole_checkpoint
+from hf_mt.checkpointing import CheckpointingTrainer
+from hf_mt.checkpoints import checkpoints, state_without_code
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.early_stopping import EarlyStopping
-from hf_mt.evaluation_loop import Scores, TranslationEvaluator
-from hf_mt.interruption import EvaluationInterrupted, Interruption
+from hf_mt.evaluation_loop import Scores
+from hf_mt.interruption import EvaluationInterrupted, Interruption, leave_to_the_trainer
 from hf_mt.losses import LateRDrop, loss_sums
 from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.optimizer import muon_for
 from hf_mt.pair_stream import PairStream
 from hf_mt.progress import Meter, ProgressLines
-from hf_mt.sharding import check_sharding, load_whole, shard, without_ties
+from hf_mt.sharding import check_sharding, load_whole, shard
 from hf_mt.streaming import BatchStream, StreamProgress
 
 
 logger = logging.getLogger(__name__)
 
 
-class TranslationTrainer(TranslationEvaluator):
+@contextmanager
+def _named(key: str, value: Any) -> Iterator[None]:
+    """What transformers can't make of a setting is told with its name."""
+    try:
+        yield
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"{key} is {getattr(value, 'value', value)}, which can't be had: {error}") from error
+
+
+class TranslationTrainer(CheckpointingTrainer):
     """Trains and evaluates any encoder-decoder model of transformers on sentence pairs.
 
     Args:
@@ -77,10 +86,11 @@ class TranslationTrainer(TranslationEvaluator):
         publish: Callable[[Path], object] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        if eval_dataset is None and args.eval_strategy != "no":
+        if eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
             raise InputError(
                 f"there is no development set to evaluate on (eval_strategy is {str(args.eval_strategy)!r}): give "
-                "validation_file, or set eval_strategy to no and load_best_model_at_end to false"
+                "validation_file, or a dataset_name with a validation split; or set eval_strategy to no, and "
+                "load_best_model_at_end and eval_on_start to false"
             )
         check_sharding(args)
         if args.n_gpu > 1:  # transformers would spread each batch over them itself, by DataParallel
@@ -143,6 +153,8 @@ class TranslationTrainer(TranslationEvaluator):
             pin_memory=pin,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=leave_to_the_trainer,
         )
         self.accelerator.even_batches = False  # the sampler deals evenly by itself, and repeats nothing
         return self.accelerator.prepare(loader)
@@ -169,7 +181,12 @@ class TranslationTrainer(TranslationEvaluator):
         """AdamW, or what `optim` names; with `muon` its own for the matrices of the layers."""
         if self.args.muon and self.optimizer is None:
             self.optimizer = muon_for(self.model, self.args, self.get_decay_parameter_names(self.model))
-        return super().create_optimizer(model)
+        with _named("optim", self.args.optim):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with _named("lr_scheduler_type", self.args.lr_scheduler_type):
+            return super().create_scheduler(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -215,13 +232,6 @@ class TranslationTrainer(TranslationEvaluator):
         """Within the block the model has the weights to evaluate and to publish."""
         return self.average.applied() if self.average is not None and self.is_in_train else nullcontext()
 
-    @contextmanager
-    def _off_the_clock(self) -> Iterator[None]:
-        """Keeps the time of evaluations and checkpoints out of training speed."""
-        start = time.perf_counter()
-        yield
-        self.meter.pause(time.perf_counter() - start)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss, perplexity, accuracy and, by translating, scores; see `evaluation_loop`."""
         if self.is_in_train:
@@ -231,6 +241,8 @@ class TranslationTrainer(TranslationEvaluator):
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, model: nn.Module, trial: Any, *args: Any,
                                  **kwargs: Any) -> None:  # fmt: skip
+        if self.non_finite.stopped:  # a step that was not taken is nothing to keep
+            self.control.should_save = self.control.should_evaluate = False
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationInterrupted:
@@ -240,7 +252,25 @@ class TranslationTrainer(TranslationEvaluator):
     def _finalize_training(self, trial: Any, *args: Any) -> Any:
         if not self.interruption.agreed() and not self.non_finite.stopped:
             self._make_up_for_evaluation(trial)
-        return super()._finalize_training(trial, *args)
+        self._point_to_best(Path(self._get_output_dir(trial)))
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # transformers would remove the last one
+        try:
+            return super()._finalize_training(trial, *args)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        """What is asked for now decides how often a run that goes on evaluates and saves."""
+        place = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)
+        return place
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best weights are kept also where an evaluation is due and no checkpoint."""
+        best = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return best
 
     def _make_up_for_evaluation(self, trial: Any) -> None:
         """Evaluates at the step of the checkpoint that training goes on from, if SIGTERM came in the way then."""
@@ -249,7 +279,8 @@ class TranslationTrainer(TranslationEvaluator):
             last = step >= self.state.max_steps  # where transformers evaluates, too
             due = (step % self.state.eval_steps == 0 or last) and args.eval_delay <= step
         else:
-            due = args.eval_strategy == IntervalStrategy.EPOCH and step % self._steps_per_epoch() == 0
+            due = args.eval_strategy == IntervalStrategy.EPOCH
+            due = due and (step >= self.state.max_steps or step % self._steps_per_epoch() == 0)
             due = due and args.eval_delay <= self.state.epoch
         done = any(row["step"] == step and "eval_loss" in row for row in self.state.log_history)
         if step and due and not done:
@@ -259,75 +290,12 @@ class TranslationTrainer(TranslationEvaluator):
     def _steps_per_epoch(self) -> int:
         return len(self.train_sampler) // self.train_sampler.num_parts
 
-    # ---- checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Model and tokenizer; not the arguments, a pickle that nobody reads and that would hold the Hub token."""
-        folder = output_dir or self.args.output_dir
-        whole = state_dict and without_ties(self.model, state_dict)
-        self.model.save_pretrained(folder, state_dict=whole, is_main_process=self.args.should_save)
-        if self.args.should_save:
-            self.tokenizer.save_pretrained(folder)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As transformers', but written aside, with a manifest, and renamed when it is whole."""
-        run_folder = Path(self._get_output_dir(trial))
-        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with self._off_the_clock():
-            self.store_flos()
-            with whole_checkpoint(folder) as aside:
-                self.save_model(str(aside), _internal_call=True)
-                if not self.args.save_only_model:
-                    self._save_optimizer_and_scheduler(str(aside))
-                    self._save_scaler(str(aside))
-                    self._save_rng_state(str(aside))
-                self._point_to_best(run_folder, folder)
-                if self.args.should_save:
-                    self._save_state(aside)
-            self._push_from_checkpoint(str(folder))
-            if self.args.should_save:
-                best = self.state.best_model_checkpoint
-                remove_oldest(run_folder, self.args.save_total_limit, best)
-
-    def _point_to_best(self, run_folder: Path, now_written: Path | None = None) -> None:
-        """Notes where the best weights are, also in a run folder that was moved."""
-        best = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if best == now_written or (best / TRAINER_STATE_NAME).is_file():
-            self.state.best_model_checkpoint = str(best)
-
-    def _save_state(self, folder: Path) -> None:
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None:
-            self.average.save(Path(output_dir), write=self.args.should_save)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.average is not None and checkpoint is not None:
-            self.average.load(Path(checkpoint))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Tied weights are saved once, and are not missing."""
-        tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
-
-    def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        verify_checkpoint(best)
-        super()._load_best_model()
-        if self.average is not None and (best / MOVING_AVERAGE_NAME).is_file():
-            self.average.load(best)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; afterwards the model has the weights to keep: best, moving average, or mean of the last
         checkpoints where that is better on the development set."""
         output = None
+        if kwargs.get("resume_from_checkpoint"):
+            self.args.eval_on_start = False  # it was evaluated when it started
         with state_without_code(), suppress(EvaluationInterrupted):  # of one that was made up for: nothing new to save
             output = super().train(*args, **kwargs)
         if self.interruption.agreed() or self.non_finite.stopped:
@@ -351,23 +319,3 @@ class TranslationTrainer(TranslationEvaluator):
         if sign * after <= sign * before:
             model.load_state_dict(kept)
         logger.warning("Mean of %d checkpoints: %s %.4f, best %.4f", len(folders), metric, after, before)
-
-    # ---- pushing: what loads, and nothing else
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """`publish` makes the repository."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`hf_mt.hub` writes the card, from more than the trainer knows."""
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Publishes the run folder, by the allow-list of `hf_mt.hub`."""
-        self._publish(Path(self.args.output_dir))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.push_to_hub and self.args.hub_strategy != "end":
-            self._publish(Path(checkpoint_folder))
-
-    def _publish(self, folder: Path) -> None:
-        if self.publish is not None and self.is_world_process_zero():
-            self.publish(folder)

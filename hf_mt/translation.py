@@ -26,7 +26,7 @@ from hf_mt.data import ended
 from hf_mt.generation import GeneratedBatch, generate_batch, is_search, length_limits, position_limit
 from hf_mt.hardware import side_by_side
 from hf_mt.hypotheses import Hypothesis, Tally, join_parts
-from hf_mt.loading import choose_languages, dtype_of, load
+from hf_mt.loading import choose_languages, dtype_of, load, prefix_of_run
 from hf_mt.pretrained import placed
 from hf_mt.search_limits import check_limits
 from hf_mt.sentences import pack
@@ -47,7 +47,8 @@ class Translator:
         dtype: Of the weights, such as "bfloat16"; as they were saved if None.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether code that comes with the model may run.
-        source_prefix: Text before each sentence (T5's `translate English to German: `, Marian's `>>fra<< `).
+        source_prefix: Text before each sentence (T5's `translate English to German: `, Marian's `>>fra<< `); if
+            None that of the run, where `model` is a run folder.
         source_lang: For multilingual models only; see `set_languages`.
         target_lang: The language to translate into, likewise.
 
@@ -64,11 +65,12 @@ class Translator:
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        source_prefix: str = "",
+        source_prefix: str | None = None,
         source_lang: str | None = None,
         target_lang: str | None = None,
     ):
         if isinstance(model, (str, PathLike)):
+            source_prefix = prefix_of_run(str(model)) if source_prefix is None else source_prefix
             model, loaded = load(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
             tokenizer = tokenizer or loaded
             device = device or torch.accelerator.current_accelerator() or "cpu"
@@ -76,7 +78,7 @@ class Translator:
             raise InputError("a model object comes without its tokenizer: Translator(model, tokenizer)")
         self.model = placed(model, device, dtype_of(dtype))
         self.tokenizer = tokenizer
-        self.source_prefix = source_prefix
+        self.source_prefix = source_prefix or ""
         self.language_options: dict[str, int] = {}
         if source_lang is not None or target_lang is not None:
             self.set_languages(source_lang, target_lang)
@@ -129,13 +131,13 @@ class Translator:
 
     def nbest(
         self,
-        sentences: Sequence[str],
+        sentences: str | Sequence[str],
         n: int,
         *,
         num_beams: int | None = None,
         show_progress: bool = False,
         **options: Any,
-    ) -> list[list[Hypothesis]]:
+    ) -> list[Hypothesis] | list[list[Hypothesis]]:
         """The n best translations of each sentence with their scores, best first; one empty one for a blank sentence.
 
         Args:
@@ -145,12 +147,13 @@ class Translator:
             show_progress: Whether to show a bar on stderr.
             **options: Those of `translate_stream`, but for `long_lines="split"`: lists of parts don't make a list.
         """
-        with _progress(show_progress, len(sentences)) as advance:
+        texts = [sentences] if isinstance(sentences, str) else sentences
+        with _progress(show_progress, len(texts)) as advance:
             hypotheses = self._translate(
-                sentences, num_beams=num_beams, num_return_sequences=n, return_scores=True, advance=advance, **options
+                texts, num_beams=num_beams, num_return_sequences=n, return_scores=True, advance=advance, **options
             )
         _warn_of(hypotheses)
-        return hypotheses
+        return hypotheses[0] if isinstance(sentences, str) else hypotheses
 
     def translate_stream(
         self,
@@ -243,8 +246,9 @@ class Translator:
         _check_long_lines(long_lines, several=num_return_sequences > 1 or return_scores)
         if max_new_tokens is not None:
             max_length_a, max_length_b = 0.0, max_new_tokens
-        beams = num_beams or self.model.generation_config.num_beams or 1
-        if not generation.get("do_sample"):
+        sampled = generation.get("do_sample")  # from the distribution itself, unless beams are asked for, too
+        beams = num_beams or (1 if sampled else self.model.generation_config.num_beams) or 1
+        if not sampled or beams > 1:
             beams = max(beams, num_return_sequences)
         lines, rows = self._encode(sentences, first_line, self._limit(max_source_tokens), long_lines == "split")
         parts: list[list[Hypothesis]] = [[]] * len(rows)

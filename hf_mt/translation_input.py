@@ -182,5 +182,7 @@ def open_source(
     if sentences:
         return Sentences(sentences, "the command line")
     if input in (None, "-"):
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file with --input")
         return Sentences(read_stream(sys.stdin.buffer, "standard input"), "standard input")
     return TextFile(str(input))

@@ -17,7 +17,9 @@ def add_translator_options(parser: argparse.ArgumentParser) -> None:
     """Adds the model, and the keywords of `Translator`."""
     parser.add_argument("model", type=word, help="folder of a run or model, or a name on the Hub")
     group = parser.add_argument_group("the model")
-    group.add_argument("--source_prefix", type=any_text, default="", help="text before each sentence (T5)")
+    group.add_argument(
+        "--source_prefix", type=any_text, help="text before each sentence (T5); default: that of the run"
+    )
     group.add_argument("--source_lang", type=word, help="for multilingual models: code of the source language")
     group.add_argument("--target_lang", type=word, help="for multilingual models: code of the target language")
     group.add_argument("--device", type=word, help="such as cpu or cuda:1; default: each process its accelerator")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mt.arguments import InputError
+from hf_mt.corpora import check_source
 from hf_mt.experiment import parse_experiment
 from hf_mt.key_rules import SECRET_KEYS
 from hf_mt.text_files import check_folder
@@ -73,6 +74,7 @@ def check_plan(runs: Iterable[tuple[str, Sequence[str]]], folder: Path, launcher
         raise InputError(f"{launcher} is no file; name a configuration of `accelerate launch`")
     for recipe, options in runs:
         data = parse_experiment([recipe, *options]).data
+        check_source(data)
         if data.train_file is not None and data.test_file is None:
             raise InputError(f"{recipe}: runs are compared on a test set, and there is none; give --test_file")
 

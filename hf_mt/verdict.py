@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 END_OF_RUN = 0.2  # the share of a run whose gain tells whether it was over
 MIN_BLEU_GAIN = 0.2  # smaller gains are within what another seed changes
 MIN_LOSS_GAIN = 0.02  # nats: 2 % of perplexity
-OVERFITTING = 0.05  # nats: 5 % of perplexity
+OVERFITTING = 0.05  # nats: 5 % of perplexity; a loss that rose by less than this did not rise
 UNLEARNT_LOSS = 3.0  # nats: a perplexity of 20 a subword, which no model that translates has on its training data
 
 
@@ -78,7 +78,7 @@ def verdict(
     if not train:
         return "undecided: no training loss was logged; lower logging_steps"
     failure = _failure(train, dev, unigram_entropy)
-    last = max(train[-1].step, dev[-1].step if dev else 0)
+    last = max(int(row["step"]) for row in log_history if "step" in row)  # the row of the run's end has no loss
     early = f"stopped early at step {last} of {max_steps}, " if max_steps and last < max_steps else ""
     return (
         early
@@ -96,7 +96,7 @@ def _failure(train: Sequence[Point], dev: Sequence[Point], unigram_entropy: floa
     levels = _levels(train)
     start, low, end = levels[0], min(levels), levels[-1]
     noise = median(abs(one - other) for one, other in pairwise(levels)) if len(levels) > 1 else 0.0
-    if end - low > max(0.5 * (start - low), 3 * noise):
+    if end - low > max(0.5 * (start - low), 3 * noise, OVERFITTING):
         return f"diverged: the training loss rose from {low:.2f} to {end:.2f}; {cure}"
     floor = UNLEARNT_LOSS if unigram_entropy is None else unigram_entropy
     if end > floor and len(levels) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:

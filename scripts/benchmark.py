@@ -42,6 +42,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     folder = args.output_dir.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = ("train_file", "source_lang", "target_lang", "seconds", "tokens_per_batch", "threads")
+    suites.check_settings(folder, {name: getattr(args, name) for name in kept})
     results = suites.Results(folder / "results.json")
     text = prepare_text(folder / "text", args.train_file, args.source_lang, args.target_lang)
     job = {"threads": args.threads, "seconds": args.seconds, "tokens_per_batch": args.tokens_per_batch}

@@ -3,16 +3,17 @@
     python scripts/benchmark_quality.py runs/multi30k_en_de
 
 OpenNMT-py is given its published settings for this size. Its last checkpoint and means of its last checkpoints are
-compared on the development set, and the best of them is scored on the test set, as the run's own best was.
+scored on both sets (quality.json); the one that is best on the development set is compared with the run's own best.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import SPACE, measure, subwords
+from benchmarks.jobs import STAND_INS, measure, subwords
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
@@ -44,8 +45,9 @@ def write_text(folder: Path, corpus: DatasetDict, tokenizer: PreTrainedTokenizer
 
 def read_translations(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Lines of subwords as text."""
+    table = str.maketrans({stand_in: space for space, stand_in in STAND_INS.items()})
     lines = (line.split(" ") for line in path.read_text(encoding="utf-8").split("\n")[:-1])
-    ids = [tokenizer.convert_tokens_to_ids([word.replace(SPACE, " ") for word in words]) for words in lines]
+    ids = [tokenizer.convert_tokens_to_ids([word.translate(table) for word in words]) for words in lines]
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
@@ -98,6 +100,7 @@ def main() -> None:
     job = {"text": str(folder / "text"), "splits": [split for split in corpus if split != "train"]}
     job |= {"size": size_of(args.run, len(tokenizer)), "tokens_per_batch": 4096, "threads": available_cores()}
     job |= {"seconds": 60 * (args.minutes or ours["train_minutes"]), "warmup_steps": 1}
+    shutil.rmtree(folder / "OpenNMT-py", ignore_errors=True)  # models of an earlier call, trained for other minutes
     measured = measure("quality_opennmt.py", "OpenNMT-py", job, folder / "OpenNMT-py")
     found = list(scores(folder / "OpenNMT-py", corpus, tokenizer, experiment))
     best = max(found, key=lambda row: row["eval_bleu"])

@@ -5,8 +5,8 @@
         --seeds 1 --max_source_length 14 --train_file data/train --validation_file data/val --test_file data/test
 
 `max_source_length` of the recipe, or of the command line, is the cap: longer sources are left out of training, and the
-test set is cut into lengths up to the cap, up to twice the cap, and beyond. Other options are for all runs. Finished
-runs are kept, and the same command goes on. It writes comparison.md and comparison.png.
+test set is cut into lengths by halves of the cap, up to twice the cap, and beyond. Other options are for all runs.
+Finished runs are kept, and the same command goes on. It writes comparison.md and comparison.png.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 Options are the keys of the data (dataset_name, test_file, source_lang, max_predict_samples, ...), for which a run
 folder has defaults, and
-    --split validation|test        --output_dir DIR            (MODEL/evaluation/test)
+    --split validation|test        --output_dir DIR            (MODEL/evaluation/NAME of the test file)
     --num_beams N                  --length_penalty X          (the model's own)
     --tokens_per_batch N           --device D                  --revision R     --trust_remote_code
     --lowercase  --tokenize none   for text that is lower-cased or tokenised: scores get other names
@@ -29,8 +29,9 @@ def main() -> None:
     args, data = parse_evaluation(sys.argv[1:])
     results = evaluate_model(args, data, show_progress=sys.stderr.isatty())
     print_scores(results)
-    if results["output_dir"] is not None:
-        print(f"written to {results['output_dir']}: results.json, predictions.txt, test_scores.tsv")
+    folder = results["output_dir"]
+    if folder is not None:
+        print(f"written to {folder}: results.json, predictions.txt, test_scores.tsv, test_analysis.json")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from hf_mt.sharding import check_sharding
 from hf_mt.slices import describe_outputs, metrics_while_training
 from hf_mt.streaming import load_data
 from hf_mt.summary import summarise
+from hf_mt.tokenization import check_same_tokens
 from hf_mt.tracking import log_results
 from hf_mt.training import TranslationTrainer
 
@@ -45,12 +46,12 @@ STOPPED = (
 def main() -> None:
     experiment = parse_experiment()
     end_with_launcher()
-    prepare_hardware(experiment.training.cpu_threads, experiment.training.float32_matmul_precision)
+    prepare_hardware(experiment.training.cpu_threads)
     quiet_libraries()
     check_architecture(experiment)
     check_sharding(experiment.training)
     args, say = experiment.training, PartialState().print
-    with args.main_process_first(desc="data"):  # the others find it in the cache
+    with args.main_process_first(local=False, desc="data"):  # the others find it in the cache
         corpus, tokenizer, data = load_data(experiment)
     model = load_or_build_model(experiment, tokenizer, data)
     build = partial(build_trainer, experiment, model, tokenizer, data)
@@ -91,13 +92,15 @@ def build_trainer(
 def run(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Dataset | None) -> None:
     args, folder, say = experiment.training, Path(experiment.training.output_dir), PartialState().print
     checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        check_same_tokens(checkpoint, trainer.tokenizer)
     say(f"{'Resuming from ' + checkpoint if checkpoint else 'Training from the start'}, in {folder}")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interruption.happened:
         say(f"Stopped at step {trainer.state.global_step}; the same command goes on from there")
         raise SystemExit(EXIT_CODE)
     if trainer.non_finite.stopped:
-        raise InputError(STOPPED.format(trainer.state.global_step, folder / NON_FINITE))
+        raise InputError(STOPPED.format(trainer.state.global_step - 1, folder / NON_FINITE))
     results = finish(trainer, experiment, test_dataset)
     if args.should_save:
         say(summarise(folder, license=args.card_license, show_samples=args.card_samples))

@@ -4,8 +4,9 @@
     python scripts/translate.py runs/quickstart --input test.en --output test.de --num_beams 5
     accelerate launch scripts/translate.py runs/quickstart --input big.en --output big.de
 
-Several processes share the input in shards, and a job that was interrupted goes on when it is started again, with as
-many processes as you like. Standard output carries translations alone, progress and warnings go to standard error.
+Several processes share the input in shards (one makes shards with --shard_size), and a job in shards that was
+interrupted goes on when it is started again, with as many processes as you like. Standard output carries translations
+alone, progress and warnings go to standard error.
 """
 
 import argparse

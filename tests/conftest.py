@@ -1,7 +1,8 @@
 """What all tests share: one thread, no network, and models small enough to build in milliseconds."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,14 @@ TINY = {
     "max_position_embeddings": 32,
     "max_relative_position": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def whole_numbers() -> Iterator[None]:
+    """A script that trains takes the smallest numbers for zero, which its process keeps."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

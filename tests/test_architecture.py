@@ -23,10 +23,10 @@ model: model
 translation: hardware search generation loading sentences hypotheses translation
 large translations: translation_output translation_input shards translator_options ray_job
 training: models losses optimizer sharding averaging tracking progress interruption checkpoints non_finite
-training+: early_stopping evaluation_loop training dry_run
+training+: early_stopping evaluation_loop checkpointing training dry_run
 evaluation: environment scores slices significance scoring comet evaluation results
 pictures: attention verdict curves figures
-reporting: tables markdown run_record report
+reporting: tables markdown page run_record report
 hub: model_card hub summary
 comparison: trials padded_counting four_settings encoding_comparison encoding_pictures scaling
 """

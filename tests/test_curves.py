@@ -74,11 +74,16 @@ def test_noise_of_the_batches_is_no_divergence() -> None:
     assert verdict(level).startswith("converged")
     rising = history([1.2 + shift + 0.01 * i for i, shift in enumerate(noise)], [1.4, 1.4, 1.4])
     assert verdict(rising).startswith("diverged")
+    levels = [1.050, 1.045, 1.052, 1.048, 1.044, 1.050, 1.046, 1.042, 1.047, 1.058]  # of a model that is fine-tuned
+    assert verdict(history(levels, [1.4, 1.4, 1.4])).startswith("converged")
+    assert verdict(history([*levels, 1.12], [1.4, 1.4, 1.4])).startswith("diverged")
 
 
 def test_early_stop_is_told_with_the_planned_length() -> None:
     assert verdict(CONVERGED, max_steps=400).startswith("stopped early at step 200 of 400, converged")
     assert verdict(CONVERGED, max_steps=200).startswith("converged")
+    end = {"train_runtime": 1.0, "step": 205, "epoch": 6.0}  # five steps after the last logged loss
+    assert verdict([*CONVERGED, end], max_steps=205).startswith("converged")
 
 
 def test_best_is_the_highest_bleu_and_not_the_evaluation_after_training() -> None:
@@ -136,6 +141,8 @@ def test_scores_are_plain_text_with_whole_signatures() -> None:
     assert "40.00" not in text and "epoch" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert "40.00" in printed(print_scores, {"eval_bleu": 40.0})
+    named = printed(print_scores, {"eval_bleu": 40.0, "test_file": "data/test"})  # the name of a file is no score
+    assert "40.00" in named and "eval set" in named
 
 
 def test_samples_are_shown_and_not_obeyed() -> None:

@@ -245,6 +245,7 @@ def test_dropout_cuts_training_text_in_several_ways(tokenizer: PreTrainedTokeniz
     assert dropped.validation[:] == plain.validation[:]
     assert tokenizer._tokenizer.model.dropout is None
     assert dropped.tokens["train"]["source"].mean == round(float(lengths[..., 0].mean()), 2)
+    assert sum(dropped.tokens["train"]["source"].histogram) == pytest.approx(60, abs=3)  # pairs, not ways to cut them
     with pytest.raises(IndexError):
         dropped.train[180]
 

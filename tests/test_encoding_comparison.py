@@ -66,6 +66,14 @@ def test_differences_beyond_the_cap_are_significant_and_none_before(runs: dict[s
     assert "&#42;" not in next(line for line in lines if "`sinusoidal`" in line)
 
 
+def test_a_run_too_short_for_a_speed_has_none(runs: dict[str, list[Path]]) -> None:
+    path = runs["rope"][1] / "all_results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "train_target_tokens_per_second": None}))
+    lines = comparison_table(length_buckets(runs, cap=10), runs).splitlines()
+    cells = {name: next(line for line in lines if f"`{name}`" in line).split("|") for name in runs}
+    assert cells["rope"][-4].strip() == "" and cells["sinusoidal"][-4].strip() == "1,500"
+
+
 def trained(command: list[Any], **options: Any) -> CompletedProcess:
     """Stands for `accelerate launch scripts/train.py`."""
     words = dict(word.lstrip("-").split("=", 1) for word in map(str, command) if word.startswith("--") and "=" in word)
@@ -75,7 +83,9 @@ def trained(command: list[Any], **options: Any) -> CompletedProcess:
 
 def test_the_script_trains_each_encoding_with_each_seed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(trials.subprocess, "run", trained)
-    (tmp_path / "recipe.yaml").write_text("source_lang: en\ntarget_lang: de\nmax_source_length: 10\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "dataset_name: cldr\nsource_lang: en\ntarget_lang: de\nmax_source_length: 10\n"
+    )
     words = [str(tmp_path / "recipe.yaml"), "--encodings", "none", "t5", "--seeds", "1", "3", "--output_dir",
              str(tmp_path / "runs"), "--max_steps", "5", "--hub_token", "hf_secret"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["compare_position_encodings.py", *words])

@@ -253,7 +253,8 @@ def test_script_evaluates_a_run_with_its_own_data(
 
     sources, references = SENTENCES[:4], [line[::-1] for line in SENTENCES[:4]]
     translator = Translator(run_folder, source_prefix="w33 ", device="cpu")
-    assert predictions == translator(sources, num_beams=2) != Translator(run_folder)(sources, num_beams=2)
+    assert predictions == translator(sources, num_beams=2) == Translator(run_folder)(sources, num_beams=2)
+    assert predictions != Translator(run_folder, source_prefix="")(sources, num_beams=2)
     expected = corpus_scores(predictions, references)
     assert {name: results[f"test_{name}"] for name in expected} == expected
     assert (results["sentences"], results["num_beams"], results["model"]) == (4, 2, str(run_folder))
@@ -269,6 +270,15 @@ def test_other_data_replaces_that_of_the_run(run_folder: Path) -> None:
     assert (other.source_lang, other.source_prefix) == ("en", "w33 ")
     built_in = parse_evaluation([str(run_folder), "--dataset_name=cldr", "--max_predict_samples", "7"])[1]
     assert (built_in.test_file, built_in.dataset_name, built_in.max_predict_samples) == (None, "cldr", 7)
+
+
+def test_the_size_of_one_development_set_is_not_that_of_another(tmp_path: Path) -> None:
+    (tmp_path / "config_resolved.yaml").write_text(
+        "source_lang: en\ntarget_lang: de\nvalidation_file: own\nmax_eval_samples: 3\n"
+    )
+    assert parse_evaluation([str(tmp_path), "--split", "validation"])[1].max_eval_samples == 3
+    other = parse_evaluation([str(tmp_path), "--split", "validation", "--validation_file", "other"])[1]
+    assert (other.validation_file, other.max_eval_samples) == ("other", None)
 
 
 def test_given_translations_are_scored_without_a_model(run_folder: Path, tmp_path: Path) -> None:

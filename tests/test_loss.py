@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_mt.model import loss_hf_mt
-from hf_mt.model.loss_hf_mt import LossSums, linear_cross_entropy
+from hf_mt.model.loss_hf_mt import LossSums, labelled_rows, linear_cross_entropy
 
 
 ROWS, WIDTH, VOCABULARY = (3, 9), 16, 50
@@ -145,6 +145,37 @@ def test_autocast_to_bfloat16_is_close(case: Case) -> None:
     for ours, theirs in zip(case.gradients(sums.loss), expected, strict=True):
         assert ours.dtype == torch.float32
         assert relative_error(ours, theirs) < 2e-2
+
+
+@pytest.mark.usefixtures("rows_in_slice")
+def test_rows_that_fill_up_half_precision_count_for_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for rows in (64, 1):  # 21 labels, and 43 rows more; no more rows
+        monkeypatch.setattr(loss_hf_mt, "HALF_ROWS", rows)
+        hidden, labels = labelled_rows(case.hidden, case.labels, torch.bfloat16)
+        assert len(hidden) == len(labels) == (64 if rows == 64 else 21)
+        sums = linear_cross_entropy(case.hidden, case.weight, case.labels, label_smoothing=0.1, dtype=torch.bfloat16)
+        ends.append([*sums, *case.gradients(sums.loss)])
+    assert 1e-5 < relative_error(ends[0][0], plain_loss(case, 0.1)) < 1e-2
+    for filled, bare in zip(*ends, strict=True):
+        torch.testing.assert_close(filled, bare, rtol=1e-2, atol=1e-2)
+    assert len(labelled_rows(case.hidden, case.labels, None)[1]) == 21  # whole precision needs none
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_slices_of_half_precision_have_few_numbers_of_rows(dtype: torch.dtype) -> None:
+    for vocab_size in (6000, 32_000):
+        most = loss_hf_mt.slice_rows(vocab_size, dtype)
+        assert most > 0.5 * loss_hf_mt.SLICE_ELEMENTS / vocab_size
+        filled = range(64, 64 * 100, 64) if dtype == torch.bfloat16 else range(64, 64 * 100)
+        sizes = {min(most, rows - start) for rows in filled for start in range(0, rows, most)}
+        assert len(sizes) <= 10 if dtype == torch.bfloat16 else len(sizes) > 100
+
+
+def test_a_label_that_is_none_is_an_error(case: Case) -> None:
+    case.labels[0, 0] = -1
+    with pytest.raises(RuntimeError, match="index -1"):
+        sliced(case)
 
 
 class LargestTensor(TorchDispatchMode):

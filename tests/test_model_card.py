@@ -100,6 +100,54 @@ def card_of(run: Path, **options: Any) -> str:
     return write_model_card(run, **options).read_text(encoding="utf-8")
 
 
+def checkpoint_of(run: Path, step: int) -> Path:
+    """A checkpoint as training leaves it: no results of its own, and the history up to its step."""
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir()
+    write_json(folder / "config.json", HfMtConfig().to_dict())
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    state = {
+        "log_history": [row for row in history if row["step"] <= step],
+        "global_step": step,
+        "best_global_step": 40,
+    }
+    write_json(folder / "trainer_state.json", state)
+    return folder
+
+
+def test_a_checkpoint_has_the_scores_of_its_own_weights(run: Path) -> None:
+    kept, other = (read_run(checkpoint_of(run, step), name="user/model") for step in (40, 60))
+    assert kept.results == read_run(run, name="run").results and kept.results["test_bleu"] == 30.456
+    assert "test_bleu" not in other.results and other.results["eval_bleu"] == 30.0
+    assert other.results["num_parameters"] == 7_612_000
+
+
+def test_without_the_best_the_last_step_is_kept(run: Path) -> None:
+    assert read_run(run, name="run").best_step == 40
+    state = json.loads((run / "trainer_state.json").read_text())
+    write_json(run / "trainer_state.json", {**state, "global_step": 60})
+    settings = yaml.safe_load((run / "config_resolved.yaml").read_text())
+    (run / "config_resolved.yaml").write_text(yaml.safe_dump({**settings, "load_best_model_at_end": False}))
+    last = read_run(run, name="run")
+    assert last.best_step == 60 and last.samples == [{**PLAIN, "step": 60}]
+
+
+def test_beams_are_those_of_the_scores(run: Path) -> None:
+    assert "Beam size: 5" in card_of(run) and "Length penalty: 1.0" in card_of(run)
+    results = json.loads((run / "all_results.json").read_text())
+    untested = {key: value for key, value in results.items() if not key.startswith("test_")}
+    write_json(run / "all_results.json", {**untested, "eval_bleu": 31.25})
+    card = card_of(run)
+    assert "development set of" in card and "Beam size: 1" in card and "Length penalty:" not in card
+
+
+def test_a_histogram_is_no_column(run: Path) -> None:
+    table = json.loads((run / "data_table.json").read_text())
+    table["train"]["source_tokens"]["histogram"] = [3, 777, 5]
+    write_json(run / "data_table.json", table)
+    assert "histogram" not in card_of(run) and "777" not in card_of(run)
+
+
 SECTIONS = {
     "all_results.json": "## Results",
     "report/curves.png": "![curves](report/curves.png)",

@@ -12,7 +12,8 @@ from hf_mt import HfMtForConditionalGeneration, InputError
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, prepare_data
 from hf_mt.experiment import parse_experiment
-from hf_mt.models import check_architecture, load_or_build_model
+from hf_mt.model.linear_hf_mt import Linear
+from hf_mt.models import check_architecture, load_or_build_model, round_products
 from hf_mt.tokenization import train_tokenizer
 
 
@@ -112,14 +113,11 @@ def test_a_pretrained_model_is_loaded_with_the_dropout_asked_for(
     assert torch.equal(model.get_input_embeddings().weight, saved.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize(
-    ("digits", "precision", "kernel"), [(8, "highest", "eager"), (200, "highest", "sdpa"), (200, "medium", "eager")]
-)
+@pytest.mark.parametrize(("digits", "kernel"), [(8, "eager"), (200, "sdpa")])
 def test_a_processor_gets_the_kernel_that_is_fast_there(
-    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int, precision: str, kernel: str
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int, kernel: str
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
     corpus = toy_corpus("copy", sizes={"train": 30, "validation": 5, "test": 5}, seed=1, max_digits=digits)
     long = prepare_data(corpus, tokenizer, parse_experiment(LANGUAGES).data)
     pretrained = f"--model_name_or_path {marian(tmp_path / 'marian', tokenizer)}"
@@ -146,6 +144,49 @@ def test_fine_tuning_may_add_r_drop_to_our_own_model_alone(tokenizer: Any, data:
     folder = marian(tmp_path / "marian", tokenizer)
     with pytest.raises(InputError, match="r_drop.*MarianMTModel"):
         build(tokenizer, data, f"--model_name_or_path {folder} --r_drop 5")
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "width", "rounded"),
+    [
+        ("medium", True, 256, True),
+        ("medium", True, 128, False),
+        ("medium", False, 256, False),
+        ("high", True, 256, False),
+        ("highest", True, 256, False),
+    ],
+)
+def test_products_are_rounded_where_that_is_fast(
+    tiny_model: Any, precision: str, fast: bool, width: int, rounded: bool, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("hf_mt.models.multiplies_bfloat16", lambda device: fast)
+    model = tiny_model(d_model=width)
+    round_products(model, precision, torch.device("cpu"))
+    layers = [module.rounded for module in model.modules() if isinstance(module, Linear)]
+    assert set(layers) == {rounded} and model.loss_dtype == (torch.bfloat16 if rounded else None)
+    assert ("has no effect" in caplog.text) == (not rounded and precision != "highest")
+
+
+def test_a_gpu_rounds_as_torch_does(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    model = tiny_model()
+    for precision in ("highest", "high"):
+        round_products(model, precision, torch.device("cuda"))
+    assert asked == ["high"] and model.loss_dtype is None
+
+
+def test_products_of_another_model_are_not_rounded(
+    tokenizer: Any, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("hf_mt.models.multiplies_bfloat16", lambda device: True)
+    folder = marian(tmp_path / "marian", tokenizer)
+    build(tokenizer, data, f"--model_name_or_path {folder} --float32_matmul_precision medium")
+    assert "no effect on a MarianMTModel" in caplog.text
+    build(tokenizer, data, f"{SMALL} --float32_matmul_precision high")
+    assert "no effect on a HfMtForConditionalGeneration" in caplog.text
 
 
 def test_a_folder_without_a_model_is_refused(tokenizer: Any, data: PreparedData, tmp_path: Path) -> None:

@@ -36,8 +36,12 @@ def test_a_gradient_of_zeros_is_no_step() -> None:
     assert not orthogonalized(torch.zeros(2, 4, 6)).any()
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8)])
-def test_matrices_follow_the_muon_of_torch(shape: tuple[int, int]) -> None:
+def test_matrices_follow_the_muon_of_torch(
+    shape: tuple[int, int], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_mt.optimizer.multiplies_bfloat16", lambda device: fast)
     start, gradients = matrices(*shape), matrices(4, *shape)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = [
@@ -54,6 +58,21 @@ def test_matrices_follow_the_muon_of_torch(shape: tuple[int, int]) -> None:
     momentum.param_groups[0]["params"][0].grad = gradients[0]
     momentum.step()
     assert (momentum.param_groups[0]["params"][0] - theirs).norm() > 0.5 * way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_are_rounded_where_that_is_fast_and_never_those_of_doubles(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for fast in (False, True):
+        monkeypatch.setattr("hf_mt.optimizer.multiplies_bfloat16", lambda device, fast=fast: fast)
+        param = nn.Parameter(torch.zeros(8, 24, dtype=dtype))
+        param.grad = matrices(8, 24).to(dtype)
+        Muon([param], [], lr=RATE).step()
+        ends.append(param.detach())
+    assert ends[1].dtype == dtype and ends[0].any()
+    assert torch.equal(*ends) == (dtype == torch.float64)
 
 
 def test_all_else_follows_adamw() -> None:

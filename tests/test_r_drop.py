@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from hf_mt import HfMtForConditionalGeneration
 from hf_mt.losses import LateRDrop
-from hf_mt.model import loss_hf_mt, r_drop_hf_mt
+from hf_mt.model import loss_hf_mt
 from hf_mt.model.r_drop_hf_mt import linear_r_drop
 
 
@@ -46,7 +46,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 def test_value_and_gradient_are_those_of_the_formula(
     case: tuple[Tensor, Tensor], alpha: float, smoothing: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r_drop_hf_mt, "SLICE_ELEMENTS", rows * 2 * VOCABULARY)
+    monkeypatch.setattr(loss_hf_mt, "SLICE_ELEMENTS", rows * 2 * VOCABULARY)
     sums = linear_r_drop(*case, LABELS, alpha=alpha, label_smoothing=smoothing)
     expected = plain(*case, alpha, smoothing)
     assert relative_error(sums.loss, expected) < 1e-5
@@ -55,6 +55,18 @@ def test_value_and_gradient_are_those_of_the_formula(
     for ours, theirs, other in zip(gradients, wanted, wrong, strict=True):
         assert relative_error(ours, theirs) < 1e-5
         assert relative_error(ours, other) > 1e-3
+
+
+def test_half_precision_is_close_and_its_filled_rows_count_for_nothing(case: tuple[Tensor, Tensor]) -> None:
+    hidden, weight = case
+    sums = linear_r_drop(hidden, weight, LABELS, alpha=5.0, label_smoothing=0.1, dtype=torch.bfloat16)
+    whole = linear_r_drop(hidden, weight, LABELS, alpha=5.0, label_smoothing=0.1)
+    assert 1e-6 < relative_error(sums.loss, whole.loss) < 1e-2
+    assert relative_error(sums.nll, whole.nll) < 1e-2 and sums.num_tokens == 21
+    assert abs(sums.num_correct - whole.num_correct) <= 2  # 43 rows of zeros would all be right
+    gradients = (torch.autograd.grad(each.loss, case) for each in (sums, whole))
+    for half, exact in zip(*gradients, strict=True):
+        assert half.dtype == torch.float32 and relative_error(half, exact) < 2e-2
 
 
 def test_counts_are_means_of_both_passes(case: tuple[Tensor, Tensor]) -> None:

@@ -16,7 +16,10 @@ from random_models import MODELS, SENTENCES, word_tokenizer
 from scripts_on_path import load_script
 
 from hf_mt import InputError
-from hf_mt.report import PARTS, marked, write_report
+from hf_mt.figures import COLOURS
+from hf_mt.model.position_encodings import POSITION_ENCODINGS
+from hf_mt.page import marked
+from hf_mt.report import PARTS, write_report
 from hf_mt.scores import write_sentence_scores
 from hf_mt.slices import describe_outputs, write_analysis
 
@@ -180,6 +183,51 @@ def test_differences_are_marked_word_by_word() -> None:
     assert marked("a b c", "a x c", "extra") == 'a <mark class="extra">b</mark> c'
     assert marked("a b", "a b", "extra") == "a b"
     assert marked("<b> c", "c", "missing") == '<mark class="missing">&lt;b&gt;</mark> c'
+
+
+def test_differences_are_letters_where_words_have_no_spaces_between_them() -> None:
+    assert (
+        marked("\u72d7\u5728\u8dd1", "\u732b\u5728\u8dd1", "extra") == '<mark class="extra">\u72d7</mark>\u5728\u8dd1'
+    )
+
+
+def test_numbers_are_escaped_too(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    (folder / "all_results.json").write_text(json.dumps({"test_bleu": EVIL, "num_parameters": EVIL, "test_chrf": 1.5}))
+    assert "img" not in {tag for tag, _ in page_of([folder]).tags}
+
+
+def test_lengths_of_different_test_sets_have_pictures_of_their_own(runs: list[Path], tmp_path: Path) -> None:
+    page_of(runs, tmp_path / "same")
+    folder = shutil.copytree(runs[1], tmp_path / "other")
+    path = folder / "test_analysis.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unit": "characters"}))
+    page = page_of([runs[0], folder], tmp_path / "both")
+    assert "BLEU by words of the source" in page.text and "BLEU by characters of the source" in page.text
+    made = {name: (tmp_path / name / "bleu-by-length-1.png").is_file() for name in ("same", "both")}
+    assert made == {"same": False, "both": True}
+
+
+def test_development_scores_are_called_so(runs: list[Path], tmp_path: Path) -> None:
+    folders = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    for folder in folders:
+        (folder / "all_results.json").write_text(json.dumps({"eval_bleu": 12.5}))
+    assert "development set" in page_of(folders, tmp_path / "both").text
+    assert "development set" not in page_of(runs, tmp_path / "tested").text
+
+
+def test_a_model_that_may_not_be_loaded_costs_its_attention_alone(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "strange")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "of_its_own"}))
+    sections = {attributes["id"] for tag, attributes in page_of([folder]).tags if tag == "section"}
+    assert "attention" not in sections and {"scores", "translations"} <= sections
+    with pytest.raises(InputError):
+        write_report([folder], folder=tmp_path / "page", sentences=[1])
+
+
+def test_each_of_the_encodings_has_a_colour() -> None:
+    assert len(set(COLOURS)) == len(COLOURS) > len(POSITION_ENCODINGS)
 
 
 def test_bad_input_is_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ FREE += ["--report_to=wandb", "--dataloader_num_workers=1", "--eval_tokens_per_b
 @pytest.mark.parametrize("word", IDENTITY)
 def test_another_identity_is_refused_and_shown(tmp_path, word):
     opened(parse(f"--output_dir={tmp_path}"))
+    (tmp_path / "checkpoint-1").mkdir()
     before = (tmp_path / "config_resolved.yaml").read_bytes()
     with pytest.raises(InputError, match="holds a run with other settings") as caught:
         opened(parse(f"--output_dir={tmp_path}", word))
@@ -123,8 +124,20 @@ def test_another_identity_is_refused_and_shown(tmp_path, word):
     assert (tmp_path / "config_resolved.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["checkpoint-1", "all_results.json", "model.safetensors"])
+def test_what_was_never_trained_is_nobodys(tmp_path, name):
+    """Data or sizes that cannot work are found after the config was written; they are corrected in the same folder."""
+    opened(parse(f"--output_dir={tmp_path}"))
+    assert opened(parse(f"--output_dir={tmp_path}", "--seed=7")) == "new"
+    assert parse_experiment([str(tmp_path / "config_resolved.yaml")]).resolved["seed"] == 7
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="seed: 7 -> 8"):
+        opened(parse(f"--output_dir={tmp_path}", "--seed=8"))
+
+
 def test_each_difference_is_shown(tmp_path):
     opened(parse(f"--output_dir={tmp_path}"))
+    (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(InputError) as caught:
         opened(parse(f"--output_dir={tmp_path}", "--learning_rate=2e-3", "--seed=7", "--tokens_per_batch=2"))
     changes = [line.strip() for line in str(caught.value).splitlines() if "->" in line]
@@ -147,6 +160,7 @@ def test_batches_are_compared_as_a_product(tmp_path):
         parse(*words), resolved={**parse(*words).resolved, "tokens_per_batch": 200, "num_processes": 2}
     )
     assert opened(two_processes) == "new"
+    (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(InputError, match="400 tokens -> 400 sentences"):
         opened(parse(*words, "--per_device_train_batch_size=400"))
 
@@ -181,6 +195,7 @@ def test_a_config_of_another_version_is_read(tmp_path, caplog):
     config.write_text("\n".join([*lines, "forgotten_key: 1"]))
     assert opened(parse(f"--output_dir={tmp_path}")) == "new" and "forgotten_key" in caplog.text
     config.write_text("\n".join([*lines, "forgotten_key: 1"]))
+    (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(InputError, match="cldr_seed: 0 -> 3"):
         opened(parse(f"--output_dir={tmp_path}", "--cldr_seed=3"))
 

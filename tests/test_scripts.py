@@ -101,6 +101,15 @@ def test_a_run_that_a_gradient_stopped_is_not_finished(tmp_path: Path, capsys: A
         assert not (folder / "all_results.json").exists() and any((folder / "non_finite").iterdir())
 
 
+def test_a_run_that_translates_only_at_its_end(config: Path, tmp_path: Path, capsys: Any) -> None:
+    options = "--predict_with_generate", "false", "--metric_for_best_model", "loss", "--max_steps", 4
+    folder = tmp_path / "run"
+    code, _, err = run("train", config, "--output_dir", folder, *options, "--report_to", "none", capsys=capsys)
+    assert code == 0, err
+    results = json.loads((folder / "all_results.json").read_text())
+    assert "test_bleu" in results and "eval_bleu" not in results and "eval_loss" in results
+
+
 def test_a_rehearsal_has_nothing_to_stop_early(config: Path, tmp_path: Path, capsys: Any) -> None:
     code, out, err = run("train", config, "--dry_run", "--early_stopping_patience", 2, capsys=capsys)
     assert code == 0 and "minutes" in out, err

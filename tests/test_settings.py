@@ -60,6 +60,8 @@ VALUES = [
     ("trackio_static_space_id", "me/space", "me/space"),
     ("fsdp", "true", True),
     ("report_to", "wandb", "wandb"),
+    ("encoder_position_encoding", "none", "none"),
+    ("encoder_position_encoding", "null", None),
     ("report_to", '["wandb", "tensorboard"]', ["wandb", "tensorboard"]),
     ("rope_parameters", '{"rope_type": "yarn", "factor": 4.0}', {"rope_type": "yarn", "factor": 4.0}),
     ("deepspeed", "ds.json", "ds.json"),

@@ -129,6 +129,21 @@ def test_an_interrupted_job_does_only_the_missing_shards(
     assert said[-1].endswith("translations of 22 lines") and not (tmp_path / "output.shards").exists()
 
 
+def test_one_process_goes_on_with_a_job_that_several_began(
+    translator: Translator, source: TextFile, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_SIZE", 4)  # what several processes take
+    output = tmp_path / "output"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        translate(translator, source, str(output), shard_size=4, say=print, **OPTIONS)
+    with monkeypatch.context() as patch:
+        begun = stop_after(patch, 9)
+        translate(translator, source, str(output), say=said.append, **OPTIONS)
+    assert begun == [9, 13, 17, 21] and "2 of 6 shards are done" in said[0]
+    assert output.read_bytes() == at_once(translator, source, tmp_path)
+
+
 def test_shards_without_a_manifest_are_of_nobody(translator: Translator, source: TextFile, tmp_path: Path) -> None:
     """What a job leaves that is killed while it removes its folder must not become part of the next."""
     folder = tmp_path / "output.shards"

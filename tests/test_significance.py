@@ -82,6 +82,23 @@ def test_a_mean_is_that_of_the_trainings() -> None:
     assert together.interval < max(row.interval for row in apart) and together.p_value is None
 
 
+@pytest.mark.parametrize("method", ["bootstrap", "randomization"])
+def test_where_resampling_shows_nothing_there_is_no_significance(method: Any) -> None:
+    alone = compare_systems({"good": GOOD[:1], "bad": BAD[:1]}, REFERENCES[:1], method=method, samples=50)
+    upper = [text.upper() for text in GOOD]
+    equal = compare_systems({"good": GOOD, "upper": upper}, REFERENCES, method=method, samples=50, lowercase=True)
+    assert {row.p_value for row in [*alone, *equal]} == {None, 1.0}
+    assert alone[0].score != alone[1].score and equal[0].score == equal[1].score
+    different = compare_systems({"good": GOOD, "bad": BAD}, REFERENCES, method=method, samples=50)
+    assert different[1].p_value is not None and different[1].p_value < 0.05
+    assert f"{'bs' if method == 'bootstrap' else 'ar'}:50" in different[0].signature
+
+
+def test_means_of_a_single_sentence_differ_by_luck() -> None:
+    alone = compare_means({"good": [GOOD[:1]], "bad": [BAD[:1]]}, REFERENCES[:1])
+    assert alone[1].p_value == 1.0 and alone[0].score != alone[1].score
+
+
 def test_many_tests_at_once_are_corrected() -> None:
     values = {"base": None, "a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}
     assert holm(values) == {"base": None, "a": 0.04, "b": pytest.approx(0.09), "c": pytest.approx(0.09), "d": 0.5}

@@ -375,7 +375,12 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_steps": 4}, {"num_train_epochs": 1, "max_steps": -1, "eval_strategy": "epoch"}]
+    "settings",
+    [
+        {"max_steps": 4},
+        {"num_train_epochs": 1, "max_steps": -1, "eval_strategy": "epoch"},
+        {"max_steps": 4, "eval_strategy": "epoch"},  # ends within an epoch
+    ],
 )
 def test_sigterm_in_the_last_evaluation_is_made_up_for(
     settings: dict[str, Any], data: PreparedData, tokenizer: Any, tmp_path: Path
@@ -409,7 +414,8 @@ def _signal_in(run: TranslationTrainer, name: str, step: int) -> None:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         at = run.state.global_step + (name == "compute_loss")
         if at == step and not run.interruption.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(2):  # schedulers and launchers signal a process once each
+                os.kill(os.getpid(), signal.SIGTERM)
         return method(*args, **kwargs)
 
     setattr(run, name, wrapped)
@@ -461,6 +467,90 @@ def test_the_best_checkpoint_is_loaded_not_the_last(data: PreparedData, tokenize
     losses = {row["step"]: row["eval_loss"] for row in run.state.log_history if "eval_loss" in row}
     assert min(losses, key=lambda step: losses[step]) == run.state.best_global_step != 12
     assert run.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-5)
+
+
+def scores_in_turn(*values: float) -> Any:
+    turn = iter(values)
+    return lambda *texts: {"bleu": next(turn)}
+
+
+def test_the_best_is_kept_also_between_checkpoints(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "bleu"}
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=6, save_total_limit=1, **settings),
+                  score=scores_in_turn(5, 9, 2, 3, 4, 5))  # fmt: skip
+    run.train()
+    kept = [path.name for path in checkpoints(tmp_path)]
+    assert run.state.best_global_step == 2 and kept == ["checkpoint-2", "checkpoint-6"]
+    best = checkpoint_weights(tmp_path / "checkpoint-2")
+    assert all(torch.equal(run.model.state_dict()[name], best[name]) for name in best)
+
+
+def test_the_best_is_found_in_a_folder_that_was_moved(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "load_best_model_at_end": True, "metric_for_best_model": "bleu", "max_steps": 6}
+    first = trainer(ours(), data, tokenizer, arguments(tmp_path / "here", **settings), score=scores_in_turn(9, 1))
+    first.train()
+    (tmp_path / "here").rename(tmp_path / "there")
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path / "there", **settings))
+    run.train(resume_from_checkpoint=str(tmp_path / "there" / "checkpoint-6"))
+    assert same(weights(run.model), weights(first.model))
+    best, last = (checkpoint_weights(tmp_path / "there" / f"checkpoint-{step}") for step in (3, 6))
+    assert all(torch.equal(run.model.state_dict()[name], best[name]) for name in best)
+    assert not all(torch.equal(last[name], best[name]) for name in best)
+
+
+def test_how_often_is_what_is_asked_for_now(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=6, **CHECKPOINTED)).train()
+    settings = {**CHECKPOINTED, "eval_steps": 2, "save_steps": 2}
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=10, **settings))
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert [row["step"] for row in run.state.log_history if "eval_loss" in row] == [3, 6, 8, 10]
+
+
+def test_weights_alone_are_averaged_and_not_gone_on_from(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "max_steps": 3, "save_only_model": True, "ema_decay": 0.9}
+    trainer(ours(), data, tokenizer, arguments(tmp_path, **settings)).train()
+    checkpoint = tmp_path / "checkpoint-3"
+    assert (checkpoint / MOVING_AVERAGE_NAME).is_file() and not (checkpoint / "optimizer.pt").exists()
+    again = trainer(ours(), data, tokenizer, arguments(tmp_path, **{**settings, "max_steps": 6}))
+    with pytest.raises(InputError, match="weights alone"):
+        again.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_the_start_is_evaluated_once(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "eval_on_start": True}
+    first = trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=3, **settings))
+    first.train()
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=6, **settings))
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert [row["step"] for row in run.state.log_history if "eval_loss" in row] == [0, 3, 6]
+    with pytest.raises(InputError, match="eval_on_start"):
+        trainer(ours(), data, tokenizer, arguments(tmp_path, eval_on_start=True), eval_dataset=None)
+
+
+@pytest.mark.parametrize("key, value", [("optim", "apollo_adamw"), ("lr_scheduler_type", "warmup_stable_decay")])
+def test_what_transformers_cannot_make_is_named(
+    key: str, value: str, data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"{key} is {value}"):
+        trainer(ours(), data, tokenizer, arguments(tmp_path, **{key: value})).train()
+
+
+@pytest.mark.parametrize("metric, mode", [("bleu", "max"), ("ter", "min"), ("numbers_lost", "min"), ("loss", "min")])
+def test_a_plateau_is_one_of_the_metric(metric: str, mode: str, tmp_path: Path) -> None:
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": metric, "eval_strategy": "steps"}
+    assert arguments(tmp_path, **settings).lr_scheduler_kwargs == {"mode": mode}
+    own = arguments(tmp_path, **settings, lr_scheduler_kwargs={"mode": "min", "patience": 3})
+    assert own.lr_scheduler_kwargs == {"mode": "min", "patience": 3}
+
+
+def test_a_step_that_was_not_taken_is_no_checkpoint(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=30, eval_strategy="epoch", save_strategy="epoch", max_grad_norm=0.0)
+    run = trainer(ours(), data, tokenizer, args)
+    spoil = run.compute_loss
+    run.compute_loss = lambda *a, **k: spoil(*a, **k) * (math.nan if run.state.global_step == 1 else 1)
+    run.train()
+    assert run.non_finite.stopped and not checkpoints(tmp_path)
+    assert not any("eval_loss" in row for row in run.state.log_history)
 
 
 def test_early_stopping_waits_and_then_stops(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:

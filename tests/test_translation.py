@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -220,6 +221,31 @@ def test_dropout_is_off_and_the_mode_comes_back(tokenizer: PreTrainedTokenizerFa
     encoded = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     noisy = generate_batch(model, encoded["input_ids"], encoded["attention_mask"]).sequences
     assert tokenizer.batch_decode(noisy, skip_special_tokens=True) != expected
+
+
+def test_the_prefix_of_a_run_is_remembered(marian: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        marian.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    assert Translator(tmp_path, device="cpu").source_prefix == ""
+    (tmp_path / "config_resolved.yaml").write_text("source_prefix: 'w33 w34 '\nlearning_rate: 1e-3\n")
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        assert Translator(folder, device="cpu").source_prefix == "w33 w34 "
+    assert Translator(tmp_path, device="cpu", source_prefix="w5 ").source_prefix == "w5 "
+
+
+def test_one_sentence_has_one_list(marian: PreTrainedModel, tokenizer: Any) -> None:
+    translator = Translator(marian, tokenizer)
+    assert translator.nbest(SENTENCES[0], 2) == translator.nbest(SENTENCES[:1], 2)[0]
+
+
+def test_samples_are_as_many_as_are_asked_for(marian: PreTrainedModel, tokenizer: Any) -> None:
+    translator = Translator(marian, tokenizer)
+    beams, marian.generation_config.num_beams = marian.generation_config.num_beams, 3
+    try:
+        assert [len(found) for found in translator.nbest(SENTENCES, 5, do_sample=True)] == [5] * len(SENTENCES)
+    finally:
+        marian.generation_config.num_beams = beams
 
 
 def test_a_prefix_stands_before_each_sentence(marian: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

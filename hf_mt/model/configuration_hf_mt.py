@@ -134,6 +134,11 @@ class HfMtConfig(PreTrainedConfig):
         """What transformers asks for before it ties the weights that the model names."""
         return self.tie_embeddings != "none"
 
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        if value != self.tie_word_embeddings:
+            self.tie_embeddings = "all" if value else "none"
+
     @property
     def position_encodings(self) -> tuple[PositionEncodingName, PositionEncodingName]:
         """Schemes of encoder and decoder."""

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hf_mt import HfMtConfig
 from .dropout_hf_mt import Dropout
+from .linear_hf_mt import Linear
 from .position_encoding_base import PositionEncoding
 
 
@@ -59,10 +60,10 @@ class HfMtAttention(nn.Module):
         self.head_dim = config.d_model // num_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.k_proj = nn.Linear(config.d_model, config.d_model)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.o_proj = nn.Linear(config.d_model, config.d_model)
+        self.q_proj = Linear(config.d_model, config.d_model)
+        self.k_proj = Linear(config.d_model, config.d_model)
+        self.v_proj = Linear(config.d_model, config.d_model)
+        self.o_proj = Linear(config.d_model, config.d_model)
 
     def split_heads(self, projected: Tensor) -> Tensor:
         """(B, Q, D) to (B, H, Q, E)."""
@@ -149,8 +150,8 @@ class HfMtFeedForward(nn.Module):
 
     def __init__(self, config: HfMtConfig, ffn_dim: int):
         super().__init__()
-        self.up_proj = nn.Linear(config.d_model, ffn_dim)
-        self.down_proj = nn.Linear(ffn_dim, config.d_model)
+        self.up_proj = Linear(config.d_model, ffn_dim)
+        self.down_proj = Linear(ffn_dim, config.d_model)
         self.activation = ACT2FN[config.activation_function]
         self.dropout = Dropout(config.activation_dropout)
 
@@ -163,7 +164,7 @@ class HfMtGatedFeedForward(HfMtFeedForward):
 
     def __init__(self, config: HfMtConfig, ffn_dim: int):
         super().__init__(config, ffn_dim)
-        self.gate_proj = nn.Linear(config.d_model, ffn_dim)
+        self.gate_proj = Linear(config.d_model, ffn_dim)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         gated = self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)

@@ -8,6 +8,8 @@
   gradient is the same for every row.
 - What is left is as few passes over a slice as there can be: two to find the largest, one softmax in place.
 - The unsmoothed loss and the number of right guesses fall out of the same slices, and are returned for the log.
+- Products may be in half precision; everything between them is float32. Scores are rounded then, so that more than one
+  can be the largest: each counts as the best guess.
 
 Shapes: N rows (positions), D d_model, V vocabulary size.
 """
@@ -17,10 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 IGNORE_INDEX = -100
 SLICE_ELEMENTS = 4_194_304  # scores held at a time: 16 MiB in float32, about the size of a processor's last cache
+HALF_ROWS = 64  # in half precision rows come in multiples of this: a new number of rows costs a new kernel
 
 
 class LossSums(NamedTuple):
@@ -33,33 +37,35 @@ class LossSums(NamedTuple):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sums of the smoothed loss, the unsmoothed loss and right guesses of `hidden @ weight.T`."""
+    """Sums of the smoothed loss, the unsmoothed loss and right guesses; scores are as precise as `hidden`."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, needs_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        vocab_size = weight.shape[0]
-        rows_in_slice = max(1, SLICE_ELEMENTS // vocab_size)
-        mean_weight = weight.float().mean(0)  # (D,)
+        vocab_size, matrix = weight.shape[0], weight.to(hidden.dtype)
+        rows_in_slice = slice_rows(vocab_size, hidden.dtype)
+        mean_weight = weight.mean(0, dtype=torch.float32)  # (D,)
         buffer = hidden.new_empty(min(rows_in_slice, hidden.shape[0]), vocab_size)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None  # (N, D)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None  # (V, D)
         for start in range(0, hidden.shape[0], rows_in_slice):
-            states, index = hidden[start : start + rows_in_slice], labels[start : start + rows_in_slice, None]
-            scores = torch.mm(states, weight.T, out=buffer[: len(states)]).float()  # (rows, V)
+            states, label = hidden[start : start + rows_in_slice], labels[start : start + rows_in_slice, None]
+            counted = label != IGNORE_INDEX  # (rows, 1)
+            index = label.masked_fill(~counted, 0)
+            scores = torch.mm(states, matrix.T, out=buffer[: len(states)]).float()  # (rows, V)
             maximum, right = scores.amax(-1, keepdim=True), scores.gather(-1, index)
             probabilities = torch.softmax(scores, -1, out=scores)
             log_total = maximum - probabilities.amax(-1, keepdim=True).log()  # the largest is exp(maximum) / total
             mean = states.float() @ mean_weight[:, None]
-            sums[0] += (log_total - (1 - smoothing) * right - smoothing * mean).sum()
-            sums[1] += (log_total - right).sum()
-            sums[2] += (right == maximum).sum()
+            sums[0] += (log_total - (1 - smoothing) * right - smoothing * mean).mul(counted).sum()
+            sums[1] += (log_total - right).mul(counted).sum()
+            sums[2] += (right == maximum).mul(counted).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
             gradient = probabilities.scatter_add_(-1, index, torch.full_like(right, smoothing - 1)).to(hidden.dtype)
-            torch.mm(gradient, weight, out=grad_hidden[start : start + rows_in_slice])
+            torch.mm(gradient, matrix, out=grad_hidden[start : start + rows_in_slice])
             if states.dtype == torch.float32:
                 grad_weight.addmm_(gradient.T, states)  # with no product of this size beside the sum
             else:
@@ -81,7 +87,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> LossSums:
+def slice_rows(vocab_size: int, dtype: torch.dtype) -> int:
+    """Rows whose scores are held at a time."""
+    rows = max(1, SLICE_ELEMENTS // vocab_size)
+    return rows - rows % HALF_ROWS if dtype.itemsize == 2 and rows > HALF_ROWS else rows
+
+
+def labelled_rows(hidden: Tensor, labels: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """States (..., N, D) of the labels that are not -100, and these (N,).
+
+    In half precision rows of zeros, labelled -100, fill up to a multiple of `HALF_ROWS`.
+
+    Args:
+        dtype: Of the states returned; None takes autocast's, or leaves them as they are.
+    """
+    kept, device_type = labels != IGNORE_INDEX, hidden.device.type
+    if dtype is None and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    hidden, labels = hidden[..., kept, :].to(dtype), labels[kept]
+    missing = -len(labels) % HALF_ROWS
+    if missing and hidden.dtype.itemsize == 2:
+        hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=IGNORE_INDEX)
+    return hidden, labels
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> LossSums:
     """Loss of the scores `hidden @ weight.T`, which are never held at once.
 
     With p the softmax of a row's scores z, y its label and eps the smoothing, the loss of a row is
@@ -94,17 +131,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, labe
         weight: (V, D) output embeddings.
         labels: (...) token ids; rows labelled -100 are dropped first.
         label_smoothing: eps, at least 0 and less than 1.
+        dtype: Of the products; None takes autocast's, or that of `hidden`.
 
     Returns:
         Sums over all labels, not means: what to divide by is known only to whoever sees the whole batch.
     """
-    kept = labels != IGNORE_INDEX
-    hidden, labels = hidden[kept], labels[kept]  # (N, D), (N,)
-    device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
-        hidden = hidden.to(torch.get_autocast_dtype(device_type))
-    weight = weight.to(hidden.dtype)
+    num_tokens = (labels != IGNORE_INDEX).sum().float()
+    hidden, labels = labelled_rows(hidden, labels, dtype)  # (N, D), (N,)
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    with torch.autocast(device_type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False):
         loss, nll, num_correct = _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, needs_gradient)
-    return LossSums(loss, nll, num_correct, kept.sum().float())
+    return LossSums(loss, nll, num_correct, num_tokens)

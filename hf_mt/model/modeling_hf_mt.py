@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_hf_mt import HfMtConfig
 from .dropout_hf_mt import Dropout
 from .layers_hf_mt import NORMS, HfMtCrossAttention, HfMtDecoderLayer, HfMtEncoderLayer, HfMtSelfAttention
+from .linear_hf_mt import Linear
 from .loss_hf_mt import IGNORE_INDEX, linear_cross_entropy
 from .position_encoding_base import PositionEncoding
 from .position_encodings import POSITION_ENCODINGS
@@ -44,7 +45,8 @@ class HfMtPreTrainedModel(PreTrainedModel):
     config_class = HfMtConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["HfMtEncoderLayer", "HfMtDecoderLayer"]
+    _no_split_modules = ["HfMtEncoder", "HfMtDecoder"]  # over devices: layers share their stack's position encoding
+    _repeated_blocks = ["HfMtEncoderLayer", "HfMtDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_attention_backend = True
 
@@ -374,6 +376,7 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
         self.model = HfMtModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.r_drop = config.r_drop  # whoever trains may leave it out of some steps
+        self.loss_dtype: torch.dtype | None = None  # of products with the vocabulary, in training
         self.generation_config.max_length = config.max_position_embeddings  # else generation stops at 20 tokens
         self.post_init()
 
@@ -381,6 +384,13 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
     def max_length(self) -> int | None:
         """Longest source or target in tokens; None if the position encoding has no limit."""
         return self.model.max_length
+
+    def round_products(self) -> None:
+        """From now on products with weights round their factors to bfloat16, in training alone; scores, too."""
+        self.loss_dtype = torch.bfloat16
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.rounded = True
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -450,12 +460,13 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
         self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None, inputs: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The part of `HfMtOutput` that labels (B, T) add, from decoder states (B, T, D) and their inputs."""
-        weight, smoothing = self.lm_head.weight, self.config.label_smoothing
+        weight, smoothing = self.lm_head.weight.to(hidden_states.device), self.config.label_smoothing
+        dtype = self.loss_dtype if self.training else None
         if self.training and self.r_drop:
             twice = torch.stack((hidden_states, self.model(**inputs).last_hidden_state))  # (2, B, T, D)
-            sums = linear_r_drop(twice, weight, labels, alpha=self.r_drop, label_smoothing=smoothing)
+            sums = linear_r_drop(twice, weight, labels, alpha=self.r_drop, label_smoothing=smoothing, dtype=dtype)
         else:
-            sums = linear_cross_entropy(hidden_states, weight, labels, label_smoothing=smoothing)
+            sums = linear_cross_entropy(hidden_states, weight, labels, label_smoothing=smoothing, dtype=dtype)
         loss = sums.loss / (sums.num_tokens.clamp(min=1) if num_items is None else num_items)
         return sums._asdict() | {"loss": loss}
 

@@ -56,8 +56,11 @@ class RotaryPositionEncoding(PositionEncoding):
         return self._rotate(q, cos, sin), self._rotate(k, cos, sin)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        # the same values; in a step of decoding autograd's wrapper would cost about as much as the rotation
+        # the same values; in a step of decoding autograd's wrapper would cost about as much as the rotation, and
+        # torch.compile, which takes neither of the two, makes one pass of the plain formula
         turn = _Rotation.apply if torch.is_grad_enabled() else _turned
+        if torch.compiler.is_compiling():
+            turn = _turned_plainly
         if self.rotary_dim == self.head_dim:
             return turn(x, cos, sin)
         return torch.cat((turn(x[..., : self.rotary_dim], cos, sin), x[..., self.rotary_dim :]), dim=-1)
@@ -84,6 +87,11 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=to_second).addcmul_(first, sin)
     return result
+
+
+def _turned_plainly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def _default_frequencies(exponents: Tensor, rope: dict[str, Any]) -> tuple[Tensor, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loss_hf_mt import IGNORE_INDEX, SLICE_ELEMENTS, LossSums, _LinearCrossEntropy
+from .loss_hf_mt import IGNORE_INDEX, LossSums, _LinearCrossEntropy, labelled_rows, slice_rows
 
 
 class _LinearRDrop(_LinearCrossEntropy):
@@ -24,16 +24,18 @@ class _LinearRDrop(_LinearCrossEntropy):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        vocab_size = weight.shape[0]
-        rows_in_slice = max(1, SLICE_ELEMENTS // (2 * vocab_size))
-        mean_weight = weight.float().mean(0)  # (D,)
+        vocab_size, matrix = weight.shape[0], weight.to(hidden.dtype)
+        rows_in_slice = slice_rows(2 * vocab_size, hidden.dtype)
+        mean_weight = weight.mean(0, dtype=torch.float32)  # (D,)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)  # (2, N, D)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # (V, D)
         for start in range(0, hidden.shape[1], rows_in_slice):
             rows = slice(start, start + rows_in_slice)
-            states, index = hidden[:, rows], labels[rows, None].expand(2, -1, -1)  # (2, rows, D), (2, rows, 1)
-            scores = (states @ weight.T).float()  # (2, rows, V)
+            states, label = hidden[:, rows], labels[rows, None].expand(2, -1, -1)  # (2, rows, D), (2, rows, 1)
+            counted = label != IGNORE_INDEX
+            index = label.masked_fill(~counted, 0)
+            scores = (states @ matrix.T).float()  # (2, rows, V)
             score = scores.gather(-1, index)
             log_probs = torch.log_softmax(scores, -1, out=scores)
             right, best = log_probs.gather(-1, index), log_probs.amax(-1, keepdim=True)
@@ -42,9 +44,9 @@ class _LinearRDrop(_LinearCrossEntropy):
             ratio = log_probs[0] - log_probs[1]  # (rows, V)
             divergence = torch.stack([torch.linalg.vecdot(probabilities[own], ratio) for own in (0, 1)])[..., None]
             divergence[1].neg_()  # (2, rows, 1): of each pass from the other
-            sums[0] += alpha / 4 * divergence.sum() - smoothed.sum() / 2
-            sums[1] -= right.sum() / 2
-            sums[2] += (right == best).sum() / 2
+            sums[0] += alpha / 4 * divergence.sum() - smoothed.mul(counted).sum() / 2
+            sums[1] -= right.mul(counted).sum() / 2
+            sums[2] += (right == best).mul(counted).sum() / 2
             gradient = log_probs
             for own, sign in ((0, 1), (1, -1)):
                 # d KL(p1|p2) / d z1 = p1 (log p1/p2 - KL), d KL(p2|p1) / d z1 = p1 - p2, and p1 / 2 of the entropy
@@ -52,7 +54,7 @@ class _LinearRDrop(_LinearCrossEntropy):
                 torch.addcmul(probabilities[1 - own], factor, probabilities[own], value=-1, out=gradient[own])
             gradient.scatter_add_(-1, index, torch.full_like(right, 2 / alpha * (1 - smoothing)))
             gradient = gradient.to(hidden.dtype)  # times -4 / alpha
-            grad_hidden[:, rows] = gradient @ weight
+            grad_hidden[:, rows] = gradient @ matrix
             for own in (0, 1):
                 grad_weight += gradient[own].T @ states[own]
         grad_hidden.mul_(-alpha / 4).sub_(smoothing / 2 * mean_weight.to(hidden.dtype))
@@ -65,7 +67,13 @@ class _LinearRDrop(_LinearCrossEntropy):
 
 
 def linear_r_drop(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, alpha: float, label_smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    label_smoothing: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> LossSums:
     """Loss of the scores `hidden @ weight.T` of two passes, which are never held at once.
 
@@ -76,17 +84,13 @@ def linear_r_drop(
         weight: (V, D) output embeddings.
         labels: (...) token ids; rows labelled -100 are dropped first.
         alpha: Weight of the disagreement, above 0; 5 in the paper's translation experiments.
-        label_smoothing: As in `linear_cross_entropy`.
+        label_smoothing, dtype: As in `linear_cross_entropy`.
 
     Returns:
         Sums over the labels, each counted once.
     """
-    kept = labels != IGNORE_INDEX
-    hidden, labels = hidden[:, kept], labels[kept]  # (2, N, D), (N,)
-    device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
-        hidden = hidden.to(torch.get_autocast_dtype(device_type))
-    weight = weight.to(hidden.dtype)
-    with torch.autocast(device_type, enabled=False):
+    num_tokens = (labels != IGNORE_INDEX).sum().float()
+    hidden, labels = labelled_rows(hidden, labels, dtype)  # (2, N, D), (N,)
+    with torch.autocast(hidden.device.type, enabled=False):
         loss, nll, num_correct = _LinearRDrop.apply(hidden, weight, labels, label_smoothing, alpha)
-    return LossSums(loss, nll, num_correct, kept.sum().float())
+    return LossSums(loss, nll, num_correct, num_tokens)

@@ -22,6 +22,9 @@ from hf_mt.tokenization import get_tokenizer
 
 HERE = Path(__file__).parent
 SPACE = "\u2581"
+# Others split lines at any white space, so all of it is written as something else within a subword.
+WHITE = [chr(code) for code in range(0x3001) if chr(code).isspace() and code != 0x20]
+STAND_INS = {" ": SPACE, **{space: chr(0xE000 + place) for place, space in enumerate(WHITE)}}  # of private use
 LAYERS = {"encoder_layers": 4, "decoder_layers": 4}
 TINY = {**LAYERS, "d_model": 128, "ffn_dim": 256, "heads": 4, "dropout": 0.3}
 SIZES: dict[str, dict[str, Any]] = {
@@ -76,7 +79,8 @@ def prepare_text(folder: Path, train_file: str, source_lang: str, target_lang: s
 
 def subwords(tokenizer: Any, ids: Any) -> list[str]:
     """Subwords as words of a line: the space that begins one is written as sentencepiece writes it."""
-    return [word.replace(" ", SPACE) for word in tokenizer.convert_ids_to_tokens(list(ids))]
+    table = str.maketrans(STAND_INS)
+    return [word.translate(table) for word in tokenizer.convert_ids_to_tokens(list(ids))]
 
 
 def measure(program: str, system: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:

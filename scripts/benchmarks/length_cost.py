@@ -1,13 +1,12 @@
 """Time and memory of a training step of one encoding at one length, with the same number of tokens at every length."""
 
 import json
-import resource
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from meter import read_job
+from meter import peak_mib, read_job
 from train_hf_mt import build
 
 from hf_mt.hardware import prepare_hardware
@@ -22,17 +21,16 @@ def main() -> None:
     kernel = "eager" if job["length"] <= SHORT else None  # as training chooses it
     model = build({**job, "size": size}, kernel, max_position_embeddings=job["length"]).train()
     ids = torch.randint(4, size["vocab_size"], (max(1, job["tokens"] // job["length"]), job["length"]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     times = []
     for _ in range(job["repeats"] + 1):
         start = time.perf_counter()
         model(input_ids=ids, labels=ids).loss.backward()
         model.zero_grad()
         times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = {
         "microseconds_per_token": 1e6 * statistics.median(times[1:]) / ids.numel(),
-        "step_mib": (peak - before) / 1024,
+        "step_mib": peak_mib() - before,
     }
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 

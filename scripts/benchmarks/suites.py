@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import DECODING, ENCODINGS, SIZES, TRAINING, measure
+from hf_mt.arguments import InputError
+from hf_mt.environment import git_revision
 from hf_mt.text_files import write_whole
 
 
@@ -29,6 +31,18 @@ class Results:
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
         write_whole(self.path, json.dumps(self.rows, indent=1) + "\n")
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Measurements that are kept in a folder are of the same settings and code, or it is refused."""
+    path, now = folder / "settings.json", {**settings, "git revision": git_revision()}
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else now
+    changes = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+    if changes:
+        raise InputError(
+            f"{folder} has measurements of other settings ({'; '.join(changes)}); choose another --output_dir"
+        )
+    write_whole(path, json.dumps(now, indent=1) + "\n")
 
 
 def measure_all(

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from hf_mt.arguments import TranslationTrainingArguments
 from hf_mt.hardware import prepare_hardware
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
+from hf_mt.models import round_products
 from hf_mt.training import TranslationTrainer
 
 
@@ -48,8 +49,9 @@ class Count(TrainerCallback):
 
 def new_trainer(job: dict[str, Any], callback: TrainerCallback) -> TranslationTrainer:
     """A trainer of `job` that neither evaluates nor saves, and trains until the callback stops it."""
-    _, _, precision = job["system"].partition(", ")
-    prepare_hardware(job["threads"], precision or "highest")
+    prepare_hardware(job["threads"])
+    model, (_, _, precision) = build(job), job["system"].partition(", ")
+    round_products(model, precision or "highest", model.device)
     args = TranslationTrainingArguments(
         output_dir=job["folder"],
         tokens_per_batch=job["tokens_per_batch"],
@@ -65,7 +67,7 @@ def new_trainer(job: dict[str, Any], callback: TrainerCallback) -> TranslationTr
     empty = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=empty, pad_token="<pad>")
     pairs = Dataset.from_parquet(f"{job['text']}/ids.parquet")
-    return TranslationTrainer(build(job), args, tokenizer, train_dataset=pairs, callbacks=[callback])
+    return TranslationTrainer(model, args, tokenizer, train_dataset=pairs, callbacks=[callback])
 
 
 def main() -> None:
