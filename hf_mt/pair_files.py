@@ -105,16 +105,18 @@ def _parquet_rows(path: Path, data: DataArguments) -> Iterator[dict[str, Any]]:
     """Rows one after the other; in memory is one row group, which Parquet compresses as one."""
     with _open(path) as file, _whole_parquet(path):
         parquet = pq.ParquetFile(file)
-        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=_wanted(parquet, data)):
+        for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=_wanted(parquet, data, path)):
             batch.validate(full=True)
             yield from batch.to_pylist()
 
 
-def _wanted(parquet: pq.ParquetFile, data: DataArguments) -> list[str] | None:
-    """Columns of texts, beside which others may have types of any kind; all, to be named, where one is missing."""
-    there = parquet.schema_arrow.names
-    choices = [["translation"]] * (data.source_column is None) + [list(text_columns(data))]
-    return next((names for names in choices if set(names) <= set(there)), None)
+def _wanted(parquet: pq.ParquetFile, data: DataArguments, path: Path) -> list[str]:
+    """The columns of texts; others may have types of any kind."""
+    names = parquet.schema_arrow.names
+    if data.source_column is None and "translation" in names:
+        return ["translation"]
+    check_columns(names, data, str(path))
+    return list(text_columns(data))
 
 
 def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where: str) -> Iterator[tuple[str, str]]:
@@ -133,7 +135,7 @@ def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where:
 def read_parquet(path: Path, data: DataArguments) -> Dataset:
     with _open(path) as file, _whole_parquet(path):
         parquet = pq.ParquetFile(file)
-        table = parquet.read(columns=_wanted(parquet, data))
+        table = parquet.read(columns=_wanted(parquet, data, path))
         table.validate(full=True)
         return Dataset(table.replace_schema_metadata(None))  # what another program says of it need not be so
 

@@ -33,6 +33,7 @@ def checkpoint(folder: Path, seed: int) -> Path:
     save_file(layer(seed).state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     (folder / "optimizer.pt").write_bytes(b"state")
+    (folder / "manifest.json").write_text("{}")
     return folder
 
 

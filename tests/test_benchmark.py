@@ -40,6 +40,13 @@ def plan(names: str) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
     return [({"suite": "training", "size": "tiny", "system": name}, f"{name}.py", {"n": name}) for name in names]
 
 
+def test_measurements_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    suites.check_settings(tmp_path, {"threads": 2})
+    suites.check_settings(tmp_path, {"threads": 2})
+    with pytest.raises(InputError, match="threads: 2 -> 1"):
+        suites.check_settings(tmp_path, {"threads": 1})
+
+
 def test_programs_take_turns_and_a_run_that_was_cut_off_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,15 @@ def test_text_survives_the_way_there_and_back(corpus: DatasetDict, experiment: A
     assert len(lines) == len(PAIRS) and all(set(line.split(" ")) <= words for line in lines)
     assert quality.read_translations(tmp_path / "validation.target", tokenizer) == [target for _, target in PAIRS]
     assert quality.read_translations(tmp_path / "validation.source", tokenizer) != [target for _, target in PAIRS]
+
+
+def test_a_subword_has_no_white_space_and_comes_back() -> None:
+    words = ["a\u00a0b", "\u202f?", " \u3000", "x"]
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda ids: [words[place] for place in ids])
+    shown = quality.subwords(tokenizer, range(4))
+    assert "\n".join(shown).split() == shown and len(set(shown)) == 4
+    back = str.maketrans({stand_in: space for space, stand_in in quality.STAND_INS.items()})
+    assert [word.translate(back) for word in shown] == words
 
 
 def test_candidates_are_scored_on_every_split(corpus: DatasetDict, experiment: Any, tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def test_every_option_matters(tiny_model: Build, options: dict[str, Any]) -> Non
     assert torch.equal(logits(tiny_model(**options)), logits(default)) == same
 
 
+@pytest.mark.parametrize(
+    ("given", "tied", "expected"), [("all", False, "none"), ("decoder", True, "decoder"), ("none", True, "all")]
+)
+def test_ties_are_set_as_transformers_sets_them(
+    tiny_model: Build, tmp_path: Path, given: str, tied: bool, expected: str
+) -> None:
+    tiny_model(tie_embeddings=given).save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, tie_word_embeddings=tied)
+    assert loaded.config.tie_embeddings == expected and loaded.config.tie_word_embeddings == tied
+
+
 def test_depths_are_those_of_the_configuration(tiny_model: Build) -> None:
     model = tiny_model(encoder_layers=1, decoder_layers=3).model
     assert (len(model.encoder.layers), len(model.decoder.layers)) == (1, 3)

@@ -163,7 +163,9 @@ def test_a_carriage_return_inside_a_line_stays(tmp_path: Path) -> None:
 
 
 def test_two_text_columns(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["dog"], "label": ["Hund"], "en": ["wrong"]}), tmp_path / "a.parquet")
+    columns = {"text": ["dog"], "label": ["Hund"], "en": ["wrong"]}
+    odd = pa.array([[("key", "value")]], pa.map_(pa.string(), pa.string()))  # which datasets has no type for
+    pq.write_table(pa.table({**columns, "meta": odd}), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text('{"text": "dog", "label": "Hund", "en": "wrong"}')
     (tmp_path / "a.tsv").write_text("en\tlabel\ttext\nwrong\tHund\tdog\n")
     for suffix in ("parquet", "jsonl", "tsv"):

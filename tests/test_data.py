@@ -250,6 +250,12 @@ def test_dropout_cuts_training_text_in_several_ways(tokenizer: PreTrainedTokeniz
         dropped.train[180]
 
 
+def test_dropout_of_many_digits_has_a_name_that_datasets_takes(tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = DatasetDict(train=pairs(*sentences(40)))
+    data = replace(DATA, bpe_dropout=0.123456789012345678, bpe_dropout_samples=2, preprocessing_num_workers=2)
+    assert len(prepare_data(corpus, tokenizer, data).train) == 40
+
+
 def test_what_dropout_drew_is_kept_for_the_next_run(tokenizer: PreTrainedTokenizerFast) -> None:
     corpus = DatasetDict(train=pairs(*sentences(60)))
 

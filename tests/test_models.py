@@ -146,6 +146,16 @@ def test_fine_tuning_may_add_r_drop_to_our_own_model_alone(tokenizer: Any, data:
         build(tokenizer, data, f"--model_name_or_path {folder} --r_drop 5")
 
 
+def test_a_tokenizer_without_a_beginning_begins_with_padding(data: PreparedData) -> None:
+    plain = train_tokenizer(["0 1 2 3 4 5 6 7 8 9"], vocab_size=24)
+    assert build(plain, data, SMALL).config.decoder_start_token_id == plain.bos_token_id
+    plain.bos_token = None  # as those of T5 and Marian
+    model = build(plain, data, SMALL)
+    assert model.config.decoder_start_token_id == plain.pad_token_id
+    ids = torch.tensor([[5, 6, 2]])
+    assert model(input_ids=ids, labels=ids).loss.isfinite()
+
+
 @pytest.mark.parametrize(
     ("precision", "fast", "width", "rounded"),
     [

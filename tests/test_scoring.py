@@ -45,6 +45,23 @@ def test_scores_are_the_losses_of_the_pairs_alone(translator: Translator) -> Non
     assert [score.log_probability for score in others] != [score.log_probability for score in scores]
 
 
+@pytest.mark.parametrize("name", ["m2m100", "marian"])
+def test_a_token_that_is_given_is_not_scored(name: str) -> None:
+    translator = Translator(MODELS[name][-1]().double().eval(), word_tokenizer())
+    before = score_pairs(translator, SOURCES, TARGETS)
+    translator.language_options = {"forced_bos_token_id": 7}  # the first of each target is one, as in NLLB
+    after = score_pairs(translator, SOURCES, TARGETS)
+    for one, other in zip(before, after, strict=True):
+        assert other.num_tokens == one.num_tokens - 1 and other.log_probability > one.log_probability
+
+
+def test_the_language_of_targets_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = Translator(MODELS["m2m100"][-1]().eval(), word_tokenizer())
+    translator.tokenizer.src_lang, translator.tokenizer.tgt_lang = "en", None
+    with pytest.raises(InputError, match="give --target_lang"):
+        score_pairs(translator, SOURCES, TARGETS)
+
+
 def test_batches_change_nothing(translator: Translator) -> None:
     together = score_pairs(translator, SOURCES, TARGETS)
     apart = score_pairs(translator, SOURCES, TARGETS, tokens_per_batch=1)

@@ -298,6 +298,32 @@ def test_other_texts_than_those_read_before_are_refused(tokenizer: Any, tmp_path
         next(iter(again))
 
 
+def test_other_texts_in_the_block_in_use_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    pairs = numbers(150)
+    data = streamed(tmp_path, pairs)
+    stream = BatchStream(PairStream(data, tokenizer), layout())
+    list(islice(stream, 2))
+    assert (stream.pair, stream.steps) == (0, 2)
+    again = BatchStream(PairStream(data, tokenizer), layout())
+    again.load_state_dict(stream.state_dict())
+    next(iter(again))  # control
+    again.load_state_dict(stream.state_dict())
+    as_text(tmp_path, [*pairs[:20], ("1", "1"), *pairs[21:]])
+    with pytest.raises(InputError, match="training pairs are other ones"):
+        next(iter(again))
+
+
+def test_a_data_set_without_other_splits_is_streamed(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    rows = [{"en": source, "de": target} for source, target in numbers(30)]
+    pq.write_table(pa.table({"translation": rows}), tmp_path / "set" / "train.parquet")
+    words = ["--dataset_name", str(tmp_path / "set"), "--source_lang", "en", "--target_lang", "de", "--streaming"]
+    words += ["--max_steps", "3", "--vocab_size", "24", "--eval_strategy", "no", "--save_strategy", "no"]
+    experiment = parse_experiment([*words, "--load_best_model_at_end", "false"])
+    corpus, _, prepared = load_data(experiment)
+    assert not corpus and prepared.validation is None and isinstance(prepared.train, PairStream)
+
+
 SIZES = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32}
 SIZES |= {"encoder_layers": 1, "decoder_layers": 1, "decoder_ffn_dim": 32, "dropout": 0.1, "vocab_size": 24}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}

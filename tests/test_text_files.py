@@ -1,6 +1,8 @@
 """Lines and whole files."""
 
 import os
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -39,6 +41,27 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         plain.write(b"half of it")
         raise RuntimeError
     assert path.read_bytes() == b"half of it"
+
+
+def test_a_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"), open_output(tmp_path):
+        raise AssertionError("hours of work")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_something_else_is_not_one_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match="the cluster"), open_output(tmp_path / "out"):
+        raise ConnectionError("the cluster is gone")
+
+
+def test_a_closed_pipe_ends_a_script_without_a_traceback() -> None:
+    main = "def main():\n  while True: print('line', flush=True)\n"
+    script = f"from hf_mt.experiment import run_script\n{main}run_script(main)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:

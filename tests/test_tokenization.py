@@ -13,7 +13,13 @@ from transformers import AutoTokenizer, MBart50Tokenizer, PreTrainedTokenizerFas
 
 from hf_mt import tokenization
 from hf_mt.arguments import DataArguments, InputError, ModelArguments
-from hf_mt.tokenization import SPECIAL_TOKENS, get_tokenizer, load_tokenizer, train_tokenizer
+from hf_mt.tokenization import (
+    SPECIAL_TOKENS,
+    check_same_tokens,
+    get_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 
 TYPES = ("bpe", "unigram", "byte_bpe")
@@ -174,6 +180,13 @@ def test_languages_of_a_multilingual_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path), source_lang="tlh")
     mbart.src_lang = "tlh"  # by itself it takes an unknown language without a word
     assert mbart("a")["input_ids"][0] == mbart.unk_token_id
+
+
+def test_a_checkpoint_has_the_tokens_of_now(trained: Callable, tmp_path: Path) -> None:
+    trained("bpe").save_pretrained(tmp_path)
+    check_same_tokens(str(tmp_path), trained("bpe"))
+    with pytest.raises(InputError, match="another vocabulary"):
+        check_same_tokens(str(tmp_path), trained("unigram"))
 
 
 def test_loads_if_there_is_one_else_trains(trained: Callable, tmp_path: Path) -> None:
