@@ -23,10 +23,8 @@ def _key(default: Any, help: str, *, repr: bool = True, **bounds: float) -> Any:
 
 # What may decide which checkpoint is kept; all but loss, perplexity and accuracy need translations.
 HIGHER_IS_BETTER = frozenset({"bleu", "bleu_lc_tok", "chrf", "chrf_pp", "accuracy"})
-LOWER_IS_BETTER = frozenset(
-    {"loss", "perplexity", "ter", "cut_off", "empty_hypotheses", "repeated", "copied_source", "copied_words"}
-    | {"numbers_lost"}
-)
+_SIGNS_OF_FAILURE = {"cut_off", "empty_hypotheses", "repeated", "copied_source", "copied_words", "numbers_lost"}
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter"} | _SIGNS_OF_FAILURE)
 NEED_NO_TRANSLATIONS = frozenset({"loss", "perplexity", "accuracy"})
 
 

@@ -81,8 +81,8 @@ class CheckpointingTrainer(TranslationEvaluator):
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        whole = self.is_deepspeed_enabled or self.is_fsdp_enabled  # which have files of other names
-        if checkpoint is not None and not whole and not Path(checkpoint, OPTIMIZER_NAME).is_file():
+        named_otherwise = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if checkpoint is not None and not named_otherwise and not Path(checkpoint, OPTIMIZER_NAME).is_file():
             raise InputError(
                 f"{checkpoint} has weights alone, since save_only_model was set: a run can't go on from it; train on "
                 f"from its weights with --model_name_or_path {checkpoint} and another output_dir"

@@ -24,10 +24,8 @@ from hf_mt.translation import Translator
 LANGUAGES = ("source_lang", "target_lang")
 SEARCH = ("num_beams", "length_penalty")
 SOURCES = ("dataset_name", "train_file", "validation_file", "test_file")
-WITH_A_SOURCE = frozenset(
-    {"dataset_config_name", "dataset_revision", "source_column", "target_column"}
-    | {"max_predict_samples", "max_eval_samples"}
-)
+LIMITS = ("max_eval_samples", "max_predict_samples")
+WITH_A_SOURCE = ("dataset_config_name", "dataset_revision", "source_column", "target_column", *LIMITS)
 
 
 @dataclass(frozen=True)
