@@ -5,7 +5,7 @@ Importing this package makes `AutoConfig`, `AutoModel` and `AutoModelForSeq2SeqL
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration, HfMtModel
 from hf_mt.translation import Translator
 

@@ -13,8 +13,6 @@ from typing import Any, Literal
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from hf_mt.settings import InputError as InputError
-
 
 def _key(default: Any, help: str, *, repr: bool = True, **bounds: float) -> Any:
     """A field with its help text and, for numbers, `least` (allowed) and `below` (not allowed)."""
@@ -36,7 +34,7 @@ class ModelArguments:
     model_revision: str = _key("main", "its branch, tag or commit")
     tokenizer_name: str | None = _key(None, "use this tokenizer; default: the model's, or one trained on the corpus")
     trust_remote_code: bool = _key(False, "allow the model's own Python code from the Hub to run here")
-    attn_implementation: str | None = _key(None, "attention kernel: sdpa, eager, flash_attention_2, ...")
+    attn_implementation: str | None = _key(None, "attention kernel: sdpa, eager; by default the faster one")
     token: str | None = _key(None, "Hub token for private models; default: that of `hf auth login`", repr=False)
 
 
@@ -57,7 +55,7 @@ class DataArguments:
     source_prefix: str = _key("", "text before every source sentence (T5)")
     max_source_length: int = _key(256, "tokens with end of sentence; longer pairs are dropped and counted", least=1)
     max_target_length: int = _key(256, "the same for targets", least=1)
-    max_length_ratio: float = _key(9.0, "drop pairs of which one side is this many times longer", least=1)
+    max_length_ratio: float = _key(9.0, "drop pairs of which one side has this many times more characters", least=1)
     drop_duplicates: bool = _key(True, "drop repeated training pairs")
     drop_metadata: bool = _key(True, "drop lines of markup such as <url>")
     streaming: bool = _key(False, "read training pairs while training and hold few of them; needs max_steps")
@@ -88,7 +86,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     `per_device_train_batch_size`. The parser sets that 0 itself when only the latter is given.
     """
 
-    tokens_per_batch: int = _key(4096, "padded tokens a device and micro-batch; 0: count sentences", least=0)
+    tokens_per_batch: int = _key(
+        4096, "padded tokens a device and micro-batch (accumulated ones and processes add up); 0: sentences", least=0
+    )
     per_device_train_batch_size: int = _key(8, "sentences a micro-batch, instead of tokens_per_batch", least=1)
     eval_tokens_per_batch: int = _key(16384, "padded tokens times beams a device in evaluation", least=1)
     gradient_accumulation_steps: int = _key(1, "micro-batches a step", least=1)
@@ -97,7 +97,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     generation_num_beams: int | None = _key(1, "beam size on development data", least=1, below=1001)
     length_penalty: float = _key(1.0, "above 1 favours longer translations in beam search", least=-5, below=5)
     ema_decay: float = _key(0.0, "moving average of the weights, such as 0.999; 0: none", least=0, below=1)
-    average_checkpoints: int = _key(0, "average the weights of the last checkpoints; 0: none", least=0)
+    average_checkpoints: int = _key(
+        0, "at the end also try the mean of so many last checkpoints, kept where better; 0: none", least=0
+    )
     early_stopping_patience: int = _key(0, "stop after so many evaluations without a better score; 0: never", least=0)
     non_finite_steps: Literal["stop", "skip"] = _key("stop", "what to do when a gradient is NaN or infinite")
     num_samples_shown: int = _key(3, "development sentences shown at each evaluation", least=0)
@@ -106,14 +108,14 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     cpu_threads: int | None = _key(None, "threads a process; default: all cores, shared by the processes", least=1)
     float32_matmul_precision: Literal["highest", "high", "medium"] = _key(
         "highest",
-        "of products: high rounds their factors to TF32 (GPU), medium to bfloat16 (GPU, processors with AMX)",
+        "of products: high rounds their factors to TF32 (GPU), medium to bfloat16 (GPU, processors that multiply it)",
     )
     card_license: str | None = _key(None, "licence of the weights, by its name on the Hub, for the model card")
     card_samples: bool = _key(True, "False where the corpus must not be handed on: no sentences in the model card")
     num_train_epochs: float = _key(3.0, "length of training; max_steps overrides it", least=0)
     learning_rate: float = _key(5e-4, "peak learning rate", least=0)
     lr_scheduler_type: SchedulerType | str = _key("inverse_sqrt", "learning rate after warm-up")
-    warmup_steps: float = _key(1000, "steps of warm-up, or below 1 their share of all", least=0)
+    warmup_steps: float = _key(1000, "steps of warm-up, or below 1 their share of all; constant has none", least=0)
     r_drop_start: float = _key(0.0, "share of the steps before r_drop begins", least=0, below=1)
     muon: bool = _key(False, "the optimizer Muon for the matrices of the layers, AdamW for the rest")
     adam_beta2: float = _key(0.98, "decay of AdamW's second moment", least=0, below=1)

@@ -1,7 +1,8 @@
 """Which words of the source the decoder looks at: cross-attention of a translation, for a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mt.data import encode_pairs
-from hf_mt.generation import position_limit
+from hf_mt.generation import evaluating, position_limit
 from hf_mt.losses import decoder_inputs
 from hf_mt.translation import Translator
 
@@ -29,19 +30,28 @@ def cross_attention(
 ) -> list[CrossAttention | None]:
     """Attention of each pair, by a forward pass over the given targets; None where the model lacks positions for it.
 
-    It takes the eager kernel; the one that the model had is set again afterwards.
+    It takes the eager kernel and leaves out dropout; the model is as it was afterwards.
     """
     model, tokenizer = translator.model, translator.tokenizer
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the only kernel that gives its weights
     rows = encode_pairs(sources, targets, tokenizer, source_prefix=translator.source_prefix)
     limits = [position_limit(stack) or math.inf for stack in (model.get_encoder(), model.get_decoder())]
     found = []
-    for pair in zip(*rows.values(), strict=True):
-        fits = all(len(side) <= limit for side, limit in zip(pair, limits, strict=True))
-        found.append(_one(model, tokenizer, *pair) if fits else None)
-    model.set_attn_implementation(before)
+    with evaluating(model), _eager(model):
+        for pair in zip(*rows.values(), strict=True):
+            fits = all(len(side) <= limit for side, limit in zip(pair, limits, strict=True))
+            found.append(_one(model, tokenizer, *pair) if fits else None)
     return found
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """In the block, the model has the only kernel that gives its weights."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _one(

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_mt.arguments import InputError
 from hf_mt.checkpoints import MANIFEST
+from hf_mt.errors import InputError
+from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.sharding import like, whole
 from hf_mt.text_files import unfinished
 
@@ -99,13 +100,19 @@ class MovingAverage:
 
 
 class UpdateAverage(TrainerCallback):
-    """Takes every step's weights into the moving average."""
+    """Takes every step's weights into the moving average, but for steps that were not taken.
 
-    def __init__(self, average: MovingAverage):
-        self.average = average
+    Args:
+        average: The average.
+        non_finite: Tells which were not.
+    """
+
+    def __init__(self, average: MovingAverage, non_finite: NonFiniteSteps):
+        self.average, self.non_finite = average, non_finite
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.average.update()
+        if not self.non_finite.in_a_row:
+            self.average.update()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-from hf_mt.arguments import InputError, TranslationTrainingArguments
+from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.errors import InputError
 
 
 TILT_JITTER = 0.02  # of the length: how far equally long pairs may leave the order by which side is longer
@@ -232,20 +233,16 @@ class TranslationCollator:
     """Pads rows of token ids on the right into tensors; never cuts.
 
     Rows have `input_ids` and `labels`. Gives int64 `input_ids` (B, S), `attention_mask` (B, S; 1 for tokens), `labels`
-    (B, T; padded with `label_pad`, which the loss ignores) and, if rows have it, `index` (B,). Other columns are left.
+    (B, T; padded with -100, which the loss ignores). Other columns are left.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, label_pad: int = -100) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.pad_token_id = int(tokenizer.pad_token_id)
-        self.label_pad = label_pad
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         input_ids, mask = _pad([row["input_ids"] for row in rows], self.pad_token_id)
-        labels, _ = _pad([row["labels"] for row in rows], self.label_pad)
-        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-        if "index" in rows[0]:
-            batch["index"] = torch.tensor([row["index"] for row in rows])
-        return batch
+        labels, _ = _pad([row["labels"] for row in rows], -100)
+        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
 def _pad(sequences: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,12 +16,16 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_mt.arguments import InputError
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage
 from hf_mt.checkpoints import remove_oldest, verify_checkpoint, whole_checkpoint
+from hf_mt.errors import InputError
 from hf_mt.evaluation_loop import TranslationEvaluator
+from hf_mt.interruption import Interruption
 from hf_mt.progress import Meter
 from hf_mt.sharding import without_ties
+
+
+METER, UNPLANNED = "meter", "unplanned"  # among the states that a checkpoint keeps for callbacks
 
 
 class CheckpointingTrainer(TranslationEvaluator):
@@ -30,13 +34,16 @@ class CheckpointingTrainer(TranslationEvaluator):
     average: MovingAverage | None
     meter: Meter
     publish: Callable[[Path], object] | None
+    interruption: Interruption
 
     @contextmanager
     def _off_the_clock(self) -> Iterator[None]:
         """Keeps the time of evaluations and checkpoints out of training speed."""
         start = time.perf_counter()
-        yield
-        self.meter.pause(time.perf_counter() - start)
+        try:
+            yield
+        finally:
+            self.meter.pause(time.perf_counter() - start)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Model and tokenizer; not the arguments, a pickle that nobody reads and that would hold the Hub token."""
@@ -50,6 +57,7 @@ class CheckpointingTrainer(TranslationEvaluator):
         """As transformers', but written aside, with a manifest, and renamed when it is whole."""
         run_folder = Path(self._get_output_dir(trial))
         folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.meter.drain(self.accelerator)
         with self._off_the_clock():
             self.store_flos()
             with whole_checkpoint(folder) as aside:
@@ -61,12 +69,18 @@ class CheckpointingTrainer(TranslationEvaluator):
                 if self.average is not None:
                     self.average.save(aside, write=self.args.should_save)
                 self._point_to_best(run_folder, folder)
+                if self.interruption.is_unplanned:
+                    self.state.stateful_callbacks.setdefault(UNPLANNED, []).append(folder.name)
                 if self.args.should_save:
                     self._save_state(aside)
             self._push_from_checkpoint(str(folder))
             if self.args.should_save:
-                best = self.state.best_model_checkpoint
-                remove_oldest(run_folder, self.args.save_total_limit, best)
+                limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+                remove_oldest(run_folder, limit, best, self._is_planned)
+
+    def _is_planned(self, checkpoint: Path) -> bool:
+        """Whether it would be there without SIGTERM, which may come at any step."""
+        return checkpoint.name not in self.state.stateful_callbacks.get(UNPLANNED, [])
 
     def _point_to_best(self, run_folder: Path, now_written: Path | None = None) -> None:
         """Notes where the best weights are, also in a run folder that was moved."""
@@ -78,6 +92,7 @@ class CheckpointingTrainer(TranslationEvaluator):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.stateful_callbacks[METER] = self.meter.unread()
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

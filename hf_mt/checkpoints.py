@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.text_files import write_whole
 
 
@@ -90,15 +90,18 @@ def state_without_code() -> Iterator[None]:
         ) from error
 
 
-def remove_oldest(run_folder: Path, limit: int | None, best: str | None) -> None:
+def remove_oldest(
+    run_folder: Path, limit: int | None, best: str | None, is_planned: Callable[[Path], bool] = lambda path: True
+) -> None:
     """Keeps so many checkpoints, the last and the best among them, as transformers' `rotate_checkpoints` does.
 
-    Each loses its name before its files: a program killed meanwhile leaves no half of a checkpoint.
+    Each loses its name before its files: a program killed meanwhile leaves no half of a checkpoint. One that was not
+    planned takes no other's place, and goes as soon as another follows.
     """
     found = [Path(path) for path in sort_checkpoints(str(run_folder))]
     others = [path for path in found[:-1] if best is None or path != Path(best)]
-    surplus = max(0, len(found) - limit) if limit else 0
-    for path in others[:surplus]:
+    room = limit + (not is_planned(found[-1])) if limit and found else len(found)
+    for path in sorted(others, key=is_planned)[: max(0, len(found) - room)]:
         aside = path.with_name(UNFINISHED + path.name)
         os.replace(path, aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -25,9 +25,10 @@ from functools import lru_cache
 
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 from babel.localedata import locale_identifiers
-from datasets import Dataset, DatasetDict, Features, Translation
+from datasets import DatasetDict
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
+from hf_mt.pair_files import pairs_to_dataset
 
 
 logger = logging.getLogger(__name__)
@@ -348,14 +349,3 @@ def disjoint_splits(
             targets.add(target)
             pairs.append((source, target))
     return DatasetDict({split: pairs_to_dataset(splits[split], languages) for split in sizes if sizes[split]})
-
-
-def translation_features(languages: Sequence[str]) -> Features:
-    """The one column that every corpus has: `translation`, a dict of two texts by language, as on the Hub."""
-    return Features({"translation": Translation(list(languages))})
-
-
-def pairs_to_dataset(pairs: Sequence[tuple[str, str]], languages: Sequence[str]) -> Dataset:
-    """A dataset in memory with the column `translation`."""
-    rows = [dict(zip(languages, pair, strict=True)) for pair in pairs]
-    return Dataset.from_dict({"translation": rows}, features=translation_features(languages))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.text_files import one_line
 
 

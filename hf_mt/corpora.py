@@ -17,16 +17,18 @@ from typing import Any, Literal
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from hf_mt.arguments import DataArguments, InputError
-from hf_mt.cldr import cldr_corpus, disjoint_splits, pairs_to_dataset, translation_features
+from hf_mt.arguments import DataArguments
+from hf_mt.cldr import cldr_corpus, disjoint_splits
+from hf_mt.errors import InputError, listing
 from hf_mt.pair_files import (
     check_columns,
-    checked_text,
     file_pairs,
-    listing,
     pairs_of_rows,
+    pairs_to_dataset,
     read_parquet,
+    text_cell,
     text_columns,
+    translation_features,
 )
 
 
@@ -228,10 +230,7 @@ def _select_pair(dataset: Dataset, data: DataArguments, where: str) -> Dataset:
 
     def join(columns: Mapping[str, list[object]], rows: list[int]) -> dict[str, list[dict[str, str]]]:
         texts = [
-            {
-                language: checked_text({name: columns[name][at]}, name, f"{where}, row {row}")
-                for language, name in wanted
-            }
+            {language: text_cell({name: columns[name][at]}, name, f"{where}, row {row}") for language, name in wanted}
             for at, row in enumerate(rows)
         ]
         return {"translation": texts}

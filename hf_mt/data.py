@@ -31,7 +31,8 @@ import transformers
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
+from hf_mt.errors import InputError
 
 
 METADATA = re.compile(r"\s*</?[A-Za-z][\w.-]*(\s[^<>]*)?/?>")  # a line that begins with a tag: <url>, <doc id="3">
@@ -51,10 +52,6 @@ class FilterCounts:
     read: int
     found: dict[str, int]
     kept: int
-
-    def as_rows(self) -> list[tuple[str, int]]:
-        """(reason, pairs) of each filter, then ("kept", pairs)."""
-        return [*self.found.items(), ("kept", self.kept)]
 
     def with_found(self, reason: str, pairs: int) -> FilterCounts:
         """These counts with one more filter, which dropped the pairs if this is the training split."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from hf_mt.arguments import InputError
 from hf_mt.data import FilterCounts, PreparedData, TokenCounts
+from hf_mt.errors import InputError
 from hf_mt.text_files import write_whole
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from hf_mt.batching import padding_share, training_sampler
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.early_stopping import EarlyStopping
+from hf_mt.losses import LateRDrop
 from hf_mt.sharding import whole_model
 from hf_mt.training import TranslationTrainer
 
@@ -95,10 +96,12 @@ def _seconds_a_step(trainer: TranslationTrainer, folder: str) -> float:
     args.output_dir, args.max_steps = folder, STEPS
     args.eval_strategy, args.save_strategy, args.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
     args.average_checkpoints, args.disable_tqdm, args.eval_on_start = 0, True, False
-    trainer.remove_callback(EarlyStopping)
+    for unwanted in (EarlyStopping, LateRDrop):  # R-Drop from the first step on takes the memory that it will take
+        trainer.remove_callback(unwanted)
     trainer.add_callback(times)
     trainer.train()
-    return (times.ends[-1] - times.ends[0]) / max(len(times.ends) - 1, 1)
+    plain = args.r_drop_start / 2  # without R-Drop a step takes half as long
+    return (1 - plain) * (times.ends[-1] - times.ends[0]) / max(len(times.ends) - 1, 1)
 
 
 def _translations(trainer: TranslationTrainer) -> list[str]:
@@ -114,7 +117,8 @@ def _translations(trainer: TranslationTrainer) -> list[str]:
 @torch.no_grad()
 def _reload(trainer: TranslationTrainer, folder: str, pairs: Dataset | SegmentedPairs) -> list[str]:
     trainer.save_model(folder, _internal_call=True)
-    model = whole_model(trainer.accelerator.unwrap_model(trainer.model)).cpu().eval()
+    plain = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast
+    model = whole_model(plain).cpu().eval()
     if not trainer.is_world_process_zero():
         return []
     kernel = model.config._attn_implementation

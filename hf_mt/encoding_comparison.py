@@ -15,19 +15,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hf_mt.errors import InputError
 from hf_mt.figures import panels, style
 from hf_mt.markdown import Markup, table
 from hf_mt.scores import SentenceScore, corpus_scores, read_sentence_scores
-from hf_mt.significance import compare_means, holm
+from hf_mt.significance import SIGNIFICANT, compare_means, holm
 from hf_mt.tokenization import load_tokenizer
 
 
 SHARES = (0.5, 1.0, 1.5, 2.0)  # bounds of the buckets, as shares of the cap
-SIGNIFICANT = 0.05
+MEANING = (
+    "Mean BLEU, ± half of its 95 % interval over sentences (in brackets the standard deviation over seeds). * differs "
+    "from `{}` (p < 0.05): paired bootstrap over sentences, the same for all seeds, corrected for the number of "
+    "encodings in each column (Holm)."
+)  # with the first encoding
 
 
 @dataclass(frozen=True)
-class Bucket:
+class LengthScores:
     """Test sentences of a length, and each encoding's BLEU on them."""
 
     name: str  # in tokens, as in 25-48 or 97+
@@ -37,31 +42,48 @@ class Bucket:
     p_value: dict[str, float | None]  # against the first encoding, corrected for the number of encodings
 
 
-def length_buckets(runs: Mapping[str, Sequence[Path]], cap: int) -> list[Bucket]:
+def scores_by_length(runs: Mapping[str, Sequence[Path]], cap: int) -> list[LengthScores]:
     """Scores by length of the source; buckets without sentences are left out.
 
     Args:
         runs: Finished runs of each encoding, one for each seed, the same seeds in the same order.
         cap: Longest source in training, in tokens with the end of sentence.
+
+    Raises:
+        InputError: Two runs were tested on different sentences.
     """
     tests = {name: [read_sentence_scores(folder / "test_scores.tsv") for folder in runs[name]] for name in runs}
-    folders = next(iter(runs.values()))
-    tokenizer = load_tokenizer(str(folders[0]))
-    sources = [score.source for score in next(iter(tests.values()))[0]]
-    lengths = [len(ids) for ids in tokenizer(sources, verbose=False)["input_ids"]]
+    _check_same_sentences(runs, tests)
+    first = next(iter(runs))
+    tokenizer = load_tokenizer(str(runs[first][0]))
+    lengths = [len(ids) for ids in tokenizer([row.source for row in tests[first][0]], verbose=False)["input_ids"]]
     bounds = [0, *(int(cap * share) for share in SHARES), None]
-    buckets = []
+    found = []
     for before, last in zip(bounds, bounds[1:], strict=False):
         assert before is not None
         rows = [row for row, length in enumerate(lengths) if before < length and (last is None or length <= last)]
         if rows:
             name = f"{before + 1}+" if last is None else f"{before + 1}-{last}"
             picked = {encoding: [[test[row] for row in rows] for test in seeds] for encoding, seeds in tests.items()}
-            buckets.append(_bucket(name, picked))
-    return buckets
+            found.append(_bucket(name, picked))
+    return found
 
 
-def _bucket(name: str, tests: Mapping[str, Sequence[Sequence[SentenceScore]]]) -> Bucket:
+def _check_same_sentences(
+    runs: Mapping[str, Sequence[Path]], tests: Mapping[str, Sequence[Sequence[SentenceScore]]]
+) -> None:
+    pairs = {
+        folder: [(row.source, row.references) for row in test]
+        for name, folders in runs.items()
+        for folder, test in zip(folders, tests[name], strict=True)
+    }
+    first = next(iter(pairs))
+    for folder, found in pairs.items():
+        if found != pairs[first]:
+            raise InputError(f"{first} and {folder} were tested on different sentences; train one of them anew")
+
+
+def _bucket(name: str, tests: Mapping[str, Sequence[Sequence[SentenceScore]]]) -> LengthScores:
     bleu = {
         encoding: [float(corpus_scores(_outputs(test), _references(test), metrics=("bleu",), force=True)["bleu"])
                    for test in seeds]
@@ -70,7 +92,7 @@ def _bucket(name: str, tests: Mapping[str, Sequence[Sequence[SentenceScore]]]) -
     references = _references(next(iter(tests.values()))[0])
     found = compare_means({encoding: [*map(_outputs, seeds)] for encoding, seeds in tests.items()}, references)
     intervals = {row.system: row.interval for row in found}
-    return Bucket(name, len(references), bleu, intervals, holm({row.system: row.p_value for row in found}))
+    return LengthScores(name, len(references), bleu, intervals, holm({row.system: row.p_value for row in found}))
 
 
 def _outputs(test: Sequence[SentenceScore]) -> list[str]:
@@ -81,8 +103,8 @@ def _references(test: Sequence[SentenceScore]) -> list[str]:
     return [score.references[0] for score in test]
 
 
-def comparison_table(buckets: Sequence[Bucket], runs: Mapping[str, Sequence[Path]]) -> str:
-    """A row for each encoding: BLEU in each bucket (mean, spread over seeds, * where it differs), and its cost."""
+def comparison_table(buckets: Sequence[LengthScores], runs: Mapping[str, Sequence[Path]]) -> str:
+    """A row for each encoding: BLEU in each bucket (see `MEANING`), and what its training cost."""
     lengths = [f"{bucket.name} tokens" for bucket in buckets]
     header = ["Encoding", *lengths, "target tokens/s", "minutes", "parameters"]
     rows = []
@@ -97,20 +119,21 @@ def comparison_table(buckets: Sequence[Bucket], runs: Mapping[str, Sequence[Path
     return table(header, [*rows, sizes])
 
 
-def _cell(bucket: Bucket, name: str) -> str:
+def _cell(bucket: LengthScores, name: str) -> str:
     values, p_value = bucket.bleu[name], bucket.p_value.get(name)
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}{' *' if p_value is not None and p_value < SIGNIFICANT else ''}"
+    spread = f" ({stdev(values):.1f})" if len(values) > 1 else ""
+    mark = " *" if p_value is not None and p_value < SIGNIFICANT else ""
+    return f"{mean(values):.1f} ± {bucket.interval[name]:.1f}{spread}{mark}"
 
 
-def comparison_figure(buckets: Sequence[Bucket], cap: int) -> Figure:
+def comparison_figure(buckets: Sequence[LengthScores], cap: int) -> Figure:
     """BLEU over the buckets, a line for each encoding, with 95 % intervals."""
     figure, (axes,) = panels(1, 1, (10.5, 5.2))
     names = list(buckets[0].bleu)
     for number, name in enumerate(names):
         x = [place + (number - len(names) / 2) * 0.02 for place in range(len(buckets))]
         y = [mean(bucket.bleu[name]) for bucket in buckets]
-        errors = [bucket.interval.get(name, 0.0) for bucket in buckets]
+        errors = [bucket.interval[name] for bucket in buckets]
         marker = "osD^vP*X"[number // 8 % 8]
         axes.errorbar(x, y, errors, label=name, marker=marker, markersize=4, linewidth=1.5, capsize=2)
     style(axes, f"BLEU by source tokens; longest of training: {cap}")

@@ -1,11 +1,13 @@
 """What a user can cause and cure, and how text of any content is shown in a message."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
 MESSAGE = 4000  # characters that somebody reads
 SHOWN = 200  # of them, for a value
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
 
 
 class InputError(ValueError):
@@ -42,6 +44,13 @@ def checked_text(text: str) -> str:
     Raises:
         InputError: It holds NUL or half of a surrogate pair, which no file name, and no file, can hold.
     """
-    if re.search("[\0\ud800-\udfff]", text):
+    if NO_TEXT.search(text):
         raise InputError(f"found {shown(text)}, wanted text, without NUL and without bytes that are not UTF-8")
     return str(text)
+
+
+def listing(names: Iterable[object], most: int = 12) -> str:
+    """Names as a message shows them, and how many more there are."""
+    listed = [str(name) for name in names]
+    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + rest if listed else "nothing"

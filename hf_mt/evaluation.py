@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.comet import PROGRAM, comet_score, find_program
 from hf_mt.corpora import load_corpus
+from hf_mt.errors import InputError
 from hf_mt.experiment import typed_values
 from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME

@@ -21,8 +21,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_mt.batching import TokenBatchSampler
 from hf_mt.data import PreparedData, pair_lengths
-from hf_mt.generation import generate_batch, is_search, length_limits
-from hf_mt.hardware import release_freed_memory, side_by_side
+from hf_mt.generation import generate_batch, length_limits, uses_own_search
+from hf_mt.hardware import map_in_threads, release_freed_memory
 from hf_mt.interruption import EvaluationInterrupted, Interruption
 from hf_mt.losses import loss_sums
 from hf_mt.model.loss_hf_mt import LossSums
@@ -79,7 +79,7 @@ class TranslationEvaluator(Seq2SeqTrainer):
         """
         model = whole_model(self.accelerator.unwrap_model(self.model)).eval()
         totals, rows = torch.zeros(3, device=self.args.device), []
-        run = side_by_side if self.args.device.type == "cpu" and is_search(model, self._gen_kwargs) else map
+        run = map_in_threads if self.args.device.type == "cpu" and uses_own_search(model, self._gen_kwargs) else map
         batches = zip(dataloader.batch_sampler, dataloader, strict=True)
         for sums, translations in run(lambda batch: self._evaluate_batch(model, *batch), batches):
             totals += torch.stack((sums.nll, sums.num_correct, sums.num_tokens))

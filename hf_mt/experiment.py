@@ -7,21 +7,19 @@ A command line and a YAML file made into an `Experiment`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
 import os
 import re
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from functools import cache
-from inspect import get_annotations
+from inspect import get_annotations, getdoc
 from itertools import groupby
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hf_mt.arguments import (
     HIGHER_IS_BETTER,
@@ -31,12 +29,21 @@ from hf_mt.arguments import (
     ModelArguments,
     TranslationTrainingArguments,
 )
-from hf_mt.errors import shown, visible
-from hf_mt.key_rules import FINE_TUNING_KEYS, FREE_KEYS, LAUNCH_OPTIONS, REPLACED, SECRET_KEYS
+from hf_mt.command_line import without_secrets
+from hf_mt.errors import InputError, shown
+from hf_mt.key_rules import (
+    FINE_TUNING_KEYS,
+    FREE_KEYS,
+    LAUNCH_OPTIONS,
+    REPLACED,
+    SECRET_KEYS,
+    TOKENIZER_KEYS,
+    WITHOUT_KWARGS,
+    WITHOUT_WARMUP,
+)
 from hf_mt.model.configuration_hf_mt import HfMtConfig
 from hf_mt.settings import (
     COMMAND_LINE,
-    InputError,
     Setting,
     convert,
     describe,
@@ -64,12 +71,7 @@ class Experiment:
     resolved: dict[str, Any]
 
 
-# Of the system's errors: the disk, and names of files that the user gave
-CURABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-WRONG_NAMES = frozenset({
-    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
-})  # fmt: skip
-CLOSED_PIPE = 141  # as a shell reports SIGPIPE
+TRAINING_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer, TrainingArguments"
 USAGE = "train.py [CONFIG.yaml] [--key value | --key=value ...]"
 
 
@@ -123,7 +125,7 @@ def parse_experiment(argv: Sequence[str] | None = None) -> Experiment:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if argv is None:
-        _hide_secrets(sys.argv)
+        sys.argv[:] = without_secrets(sys.argv)  # trackers copy it into their records
     if "--help" in words or "-h" in words:
         print(help_text())
         raise SystemExit(0)
@@ -131,21 +133,15 @@ def parse_experiment(argv: Sequence[str] | None = None) -> Experiment:
     in_file = typed_values(read_yaml(path)) if path else {}
     overrides = typed_values(options)
     given = _settle_batch_unit(in_file, overrides)
+    _settle_tokenizer(given, overrides)
+    if given.get("lr_scheduler_type") in WITHOUT_WARMUP:
+        given.setdefault("warmup_steps", 0)
     _check_together({key.name: given.get(key.name, key.default) for key in valid_keys().values()})
     _check_architecture(given)
     name = _readable_name(path.stem if path else "experiment", overrides)
     given.setdefault("output_dir", f"runs/{name}")
     given.setdefault("run_name", name)
     return _build(given)
-
-
-def _hide_secrets(words: list[str]) -> None:
-    """Takes secrets out of the command line of this program, which trackers copy into their records."""
-    for place, word in enumerate(words):
-        name, equals, _ = word.partition("=")
-        if name.startswith("--") and name[2:].replace("-", "_") in SECRET_KEYS:
-            hidden = place if equals else place + 1
-            words[hidden : hidden + 1] = [f"{name}=***" if equals else "***"][: len(words) - hidden]
 
 
 def _is_flag(name: str) -> bool | None:
@@ -206,6 +202,17 @@ def _settle_batch_unit(in_file: dict[str, Any], overrides: dict[str, Any]) -> di
     return given
 
 
+def _settle_tokenizer(given: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """A tokenizer that is named has decided what a recipe says of the one to be trained."""
+    if not given.get("tokenizer_name"):
+        return
+    own = [name for name in TOKENIZER_KEYS if name in overrides]
+    if own:
+        raise InputError(f"{', '.join(own)}: fixed by the tokenizer {given['tokenizer_name']}; leave them out")
+    for name in TOKENIZER_KEYS:
+        given.pop(name, None)
+
+
 def _check_together(values: Mapping[str, Any]) -> None:
     """Keys at odds with each other. `values` has every key."""
     missing = [name for name in ("source_lang", "target_lang") if values[name] in (MISSING, "")]
@@ -218,9 +225,10 @@ def _check_together(values: Mapping[str, Any]) -> None:
     if values["early_stopping_patience"] and values["eval_strategy"] == "no":
         raise InputError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps")
     kept = values["save_total_limit"]
-    if kept is not None and values["average_checkpoints"] > kept:
+    if kept is not None and values["average_checkpoints"] >= kept and values["average_checkpoints"] > 1:
         raise InputError(
-            f"average_checkpoints is {values['average_checkpoints']}, but save_total_limit keeps only {kept}; raise it"
+            f"average_checkpoints is {values['average_checkpoints']}, but save_total_limit keeps only {kept}, one of "
+            f"which may be the best and old: raise it to {values['average_checkpoints'] + 1}"
         )
     if values["average_checkpoints"] > 1 and (
         "no" in (values["eval_strategy"], values["save_strategy"]) or values["metric_for_best_model"] is None
@@ -233,8 +241,14 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise InputError(f"hub_strategy is {values['hub_strategy']}; a model is pushed at its end or at every_save")
     if values["streaming"]:
         _check_streaming(values)
-    if values["muon"] and values["optim"] != valid_keys()["optim"].default:
-        raise InputError(f"muon and optim {values['optim']} are both given; leave one out")
+    if "flash" in str(values["attn_implementation"]):
+        raise InputError(
+            f"attn_implementation {values['attn_implementation']}: transformers leaves out target positions with it "
+            "where the source of a batch is padded; use sdpa, which has a flash kernel of its own, or eager"
+        )
+    for name in ("optim", "optim_args", "optim_target_modules"):
+        if values["muon"] and values[name] != valid_keys()[name].default:
+            raise InputError(f"muon and {name} {values[name]} are both given; leave one out")
     _check_schedule(values)
     if values["r_drop_start"] and not values.get("r_drop"):
         raise InputError("r_drop_start has nothing to start: give r_drop, or leave it out")
@@ -262,12 +276,28 @@ def _check_metric(values: Mapping[str, Any]) -> None:
 
 
 def _check_schedule(values: Mapping[str, Any]) -> None:
-    """A decay that is longer than training would begin somewhere in its middle."""
-    more, warmup = values["lr_scheduler_kwargs"], values["warmup_steps"]
-    decay = more.get("num_decay_steps") if isinstance(more, dict) else None
-    if isinstance(decay, int) and 0 < values["max_steps"] < decay + (warmup if warmup >= 1 else 0):
+    """A warm-up has an effect, and a decay is no longer than training, in whose middle it would begin otherwise."""
+    schedule, more, warmup = (values[key] for key in ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"))
+    if warmup and schedule in WITHOUT_WARMUP:
+        other = ", or lr_scheduler_type to constant_with_warmup" if schedule == "constant" else ""
         raise InputError(
-            f"max_steps is {values['max_steps']}, fewer than warmup_steps ({warmup:g}) and the num_decay_steps of "
+            f"warmup_steps is {warmup:g}, but lr_scheduler_type {schedule} has no warm-up: set it to 0{other}"
+        )
+    if more and schedule in WITHOUT_KWARGS:
+        raise InputError(f"lr_scheduler_kwargs has no effect on lr_scheduler_type {schedule}; leave it out")
+    if values["max_steps"] > 0:
+        check_decay(more, warmup if warmup >= 1 else warmup * values["max_steps"], values["max_steps"])
+
+
+def check_decay(lr_scheduler_kwargs: Any, warmup_steps: float, steps: int) -> None:
+    """
+    Raises:
+        InputError: warm-up and decay are longer than all of training.
+    """
+    decay = lr_scheduler_kwargs.get("num_decay_steps") if isinstance(lr_scheduler_kwargs, dict) else None
+    if isinstance(decay, int) and steps < decay + warmup_steps:
+        raise InputError(
+            f"training has {steps} steps, fewer than warmup_steps ({warmup_steps:g}) and the num_decay_steps of "
             f"lr_scheduler_kwargs ({decay}) together; lower these, too"
         )
 
@@ -333,17 +363,22 @@ def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         silent |= {key.name for key in valid_keys().values() if key.group == "architecture" and key.name not in given}
     if given.get("tokens_per_batch", True):
         silent.add("per_device_train_batch_size")
+    if given.get("tokenizer_name") or given.get("model_name_or_path"):
+        silent |= set(TOKENIZER_KEYS)
     return {key.name: given.get(key.name, key.default) for key in valid_keys().values() if key.name not in silent}
 
 
 def help_text() -> str:
-    """Every key with its type, default and meaning; those of transformers by name only."""
+    """Every key with its type, default and meaning; those of transformers by name only, with where they are told."""
     lines = [f"usage: {USAGE}", "", "The same keys work in the YAML file and on the command line, which wins."]
     for group, keys in groupby(valid_keys().values(), key=lambda key: key.group):
         lines += ["", f"{group}:"]
         if group == "transformers":
             names = " ".join(key.name for key in keys)
-            lines += [textwrap.fill(names, 119, initial_indent="  ", subsequent_indent="  ")]
+            lines += [
+                f"  of {TRAINING_ARGUMENTS}",
+                textwrap.fill(names, 119, initial_indent="  ", subsequent_indent="  "),
+            ]
         else:
             lines += [_help_entry(key) for key in keys]
     return "\n".join(lines)
@@ -351,38 +386,15 @@ def help_text() -> str:
 
 def _help_entry(key: Key) -> str:
     default = "required" if key.default is MISSING else f"default {yaml_value(key.default)}"
-    meaning = f"{key.metadata['help']}. " if "help" in key.metadata else ""
+    told = key.metadata.get("help") or _architecture_help().get(key.name)
+    meaning = f"{told}. " if told else ""
     text = f"{meaning}{describe(key.hint)} ({default})"
     return textwrap.fill(text, 119, initial_indent=f"  --{key.name:<32} ", subsequent_indent=" " * 37)
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as
-    one line and 130, a closed pipe as 141; any other exception keeps its traceback.
-    """
-    try:
-        main()
-    except InputError as error:
-        _end(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # who read the output has enough, as `head` has; Python would write the rest at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(CLOSED_PIPE) from None
-    except OSError as error:
-        if error.errno in WRONG_NAMES and error.filename is not None:
-            _end(f"{error.filename!s}: {error.strerror}; name another file or folder")
-        if error.errno not in CURABLE:
-            raise
-        _end(f"{error.filename or 'a file'} can't be written: {error.strerror}; make room, or write somewhere else")
-
-
-def _end(message: object) -> NoReturn:
-    rank, whose = os.environ.get("RANK", "0"), ""
-    if rank != "0":
-        time.sleep(2)  # the launcher ends this process by then, if the first one has failed and told why
-        whose = f"process {rank}: "
-    text = visible(str(message), keep=chr(10))
-    print(f"error: {whose}{text}\nfor help: python {sys.argv[0]} --help", file=sys.stderr)
-    raise SystemExit(2) from None
+@cache
+def _architecture_help() -> dict[str, str]:
+    """What the docstring of `HfMtConfig` says of each argument."""
+    arguments = (getdoc(HfMtConfig) or "").partition("Args:")[2].partition("Raises:")[0]
+    entries = re.findall(r"(?m)^    ([a-z_0-9, ]+): (.*(?:\n {8}.*)*)", arguments)
+    return {name: " ".join(text.split()).rstrip(".") for names, text in entries for name in names.split(", ")}

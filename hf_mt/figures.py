@@ -5,23 +5,24 @@ the page's colours, light or dark.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hf_mt.attention import CrossAttention
-from hf_mt.curves import INK, RULE, SOFT, save_png
-from hf_mt.verdict import finite, series
+from hf_mt.slices import Bucket
+from hf_mt.text_files import unfinished
+from hf_mt.verdict import series
 
 
-__all__ = ["attention_figure", "course_figure", "histogram_figure", "inline_svg", "length_figure", "save_png"]
-
+INK, SOFT, RULE, RED = "#1f2733", "#5b6678", "#e4e8ef", "#c81e3a"
 COLOURS: tuple[str, ...] = ("#2f74d0", "#d0701a", "#159a78", "#b84aa0", "#8577f0", "#a08a10", "#d5455c", "#7b8798")
 COLOURS += ("#123f7a", "#7d3f08", "#0b5d45", "#701f60", "#4a3db0", "#5f5406", "#8c1f30", "#3f4753")  # the same, darker
 THEME = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)"}
@@ -33,8 +34,17 @@ PANELS = (
 )  # title, series with their line styles, factor
 
 
-def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Literal["step", "epoch"]) -> Figure:
-    """Loss, accuracy, BLEU and learning rate of each run (`log_history` by name); training is dotted."""
+def course_figure(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Literal["step", "epoch"], *, kept: int | None = None
+) -> Figure:
+    """Loss, accuracy, BLEU and learning rate of each run; training is dotted.
+
+    Args:
+        runs: `trainer.state.log_history` by name. What was not logged leaves its curve out, and a red line stands
+            where a loss was not finite.
+        unit: Of the horizontal axis.
+        kept: Step of the checkpoint that was kept, to be marked, of a single run.
+    """
     figure, axes_of = panels(2, 2, (10.5, 6.6))
     for axes, (title, lines, factor) in zip(axes_of, PANELS, strict=True):
         style(axes, title)
@@ -42,28 +52,48 @@ def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Literal
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         for number, log_history in enumerate(runs.values()):
             for key, dashes in lines:
-                points = finite(series(log_history, key))
-                x, y = [getattr(point, unit) for point in points], [point.value * factor for point in points]
-                marker = "o" if len(points) == 1 or len(points) <= 30 and key.startswith("eval_") else ""
-                width = 1.8 if dashes == "-" else 1.3
-                axes.plot(x, y, dashes, color=_colour(number), linewidth=width, marker=marker, markersize=3.5)
+                points = [(getattr(point, unit), point.value * factor) for point in series(log_history, key)]
+                _draw_line(axes, points, dashes, _colour(number))
+            _draw_moment(axes, _moment(log_history, kept, unit), "kept")
     _legend(figure, list(runs))
     return figure
+
+
+def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], dashes: str, colour: str) -> None:
+    known = [(x, y) for x, y in points if math.isfinite(y)]
+    solid = dashes == "-"
+    marker = "o" if len(known) == 1 or len(known) <= 30 and solid else ""
+    axes.plot(*zip(*known, strict=True) if known else ([], []), dashes, color=colour, linewidth=1.8 if solid else 1.3,
+              marker=marker, markersize=3.5)  # fmt: skip
+    broken = [x for x, y in points if not math.isfinite(y)]
+    if broken:
+        axes.axvline(broken[0], color=RED, linewidth=1.5)
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
+        axes.annotate("not finite", (broken[0], 0.94), color=RED, fontsize=8.5, **place)
+
+
+def _moment(log_history: Sequence[Mapping[str, Any]], step: int | None, unit: str) -> float | None:
+    """Where an evaluation stands on the horizontal axis."""
+    return next((getattr(point, unit) for point in series(log_history, "eval_loss") if point.step == step), None)
+
+
+def _draw_moment(axes: Axes, x: float | None, name: str) -> None:
+    if x is not None:
+        axes.axvline(x, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+        axes.text(x, 1.01, name, transform=axes.get_xaxis_transform(), ha="right", color=SOFT, fontsize=8.5)
 
 
 def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name)."""
     figure, (axes,) = panels(1, 1, (10.5, 3.4))
-    names = list(dict.fromkeys(_bucket_name(bucket) for found in runs.values() for bucket in found["buckets"]))
-    counts: dict[str, int] = {}
-    width = 0.8 / len(runs)
-    for number, found in enumerate(runs.values()):
-        for bucket in found["buckets"]:
-            name = _bucket_name(bucket)
-            counts[name] = bucket["sentences"]
-            x = names.index(name) + (number - (len(runs) - 1) / 2) * width
-            axes.bar(x, bucket["bleu"], width * 0.92, color=_colour(number))
-            axes.annotate(f"{bucket['bleu']:.1f}", (x, bucket["bleu"]), (0, 3), textcoords="offset points",
+    buckets = [[Bucket(**values) for values in found["buckets"]] for found in runs.values()]
+    counts = {bucket.name: bucket.sentences for of_run in buckets for bucket in of_run}
+    names, width = list(counts), 0.8 / len(runs)
+    for number, of_run in enumerate(buckets):
+        for bucket in of_run:
+            x = names.index(bucket.name) + (number - (len(runs) - 1) / 2) * width
+            axes.bar(x, bucket.bleu, width * 0.92, color=_colour(number))
+            axes.annotate(f"{bucket.bleu:.1f}", (x, bucket.bleu), (0, 3), textcoords="offset points",
                           ha="center", fontsize=8.5, color=INK)  # fmt: skip
     unit = next(iter(runs.values()))["unit"]
     style(axes, f"BLEU by {unit} of the source")
@@ -71,10 +101,6 @@ def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.set_xticks(range(len(names)), [f"{name}\n{counts[name]:,} sentences" for name in names])
     _legend(figure, list(runs))
     return figure
-
-
-def _bucket_name(bucket: Mapping[str, Any]) -> str:
-    return f"{bucket['first']}+" if bucket["last"] is None else f"{bucket['first']}-{bucket['last']}"
 
 
 def histogram_figure(histograms: Mapping[str, Sequence[int]], width: int) -> Figure:
@@ -118,6 +144,14 @@ def _plain(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text).replace("$", r"\$")
 
 
+def save_png(figure: Figure, path: Path) -> Path:
+    """Writes the figure as a file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
 def inline_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element: text stays text, and ink, grid and background are the page's.
 
@@ -141,7 +175,6 @@ def inline_svg(figure: Figure, name: str) -> str:
 def panels(rows: int, columns: int, size: tuple[float, float], *, dpi: int = 160) -> tuple[Figure, list[Axes]]:
     """A figure of that size in inches, and its axes row by row."""
     figure = Figure(figsize=size, dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 

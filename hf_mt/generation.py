@@ -11,7 +11,8 @@
 Shapes: B sentences, N = B * num_return_sequences hypotheses (sentence after sentence), S source and T target length.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.model import HfMtForConditionalGeneration
 from hf_mt.search import BeamSearch, SearchOptions
 
@@ -33,7 +34,25 @@ _KNOWN = """
 pad_token_id bos_token_id eos_token_id decoder_start_token_id max_length max_new_tokens num_beams num_return_sequences
 length_penalty early_stopping use_cache transformers_version _from_model_config
 """
+DECIDED = {
+    "max_length": "a Translator takes max_new_tokens, or max_length_a and max_length_b",
+    "max_new_tokens": "use limits",
+    "stopping_criteria": "each sentence ends at its own limit",
+    "forced_eos_token_id": "translations that come to their limit are counted, not ended",
+    "return_dict_in_generate": "scores come with nbest",
+}  # options of `generate` that are none here, and what to use
 KNOWN_SETTINGS = frozenset(_KNOWN.split())  # of a generation configuration, all that the search heeds or may ignore
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """In the block, the model leaves out dropout; afterwards it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @dataclass(frozen=True)
@@ -114,12 +133,18 @@ def generate_batch(
         return_scores: Whether to compute scores.
         **generation: Further options of `generate`, such as `early_stopping`, or `do_sample`. Samples, unlike other
             outputs, depend on the batch: its sentences share one random stream.
+
+    Raises:
+        InputError: An option is decided here, or asks for another form of output.
     """
+    decided = sorted(generation.keys() & DECIDED.keys())
+    if decided:
+        raise InputError(f"{decided[0]} can't be given here: {DECIDED[decided[0]]}")
     defaults = model.generation_config
     num_beams = num_beams or defaults.num_beams or 1
     penalty = next(value for value in (length_penalty, defaults.length_penalty, 1.0) if value is not None)
     limits = _limits(model, attention_mask, limits)
-    plain = num_return_sequences <= num_beams and is_search(model, generation)
+    plain = num_return_sequences <= num_beams and uses_own_search(model, generation)
     if encoder_outputs is None and (plain or return_scores):
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
     if plain and encoder_outputs is not None:
@@ -129,7 +154,7 @@ def generate_batch(
         return _best(search, num_return_sequences, return_scores=return_scores)
     generation |= {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "length_penalty": penalty}
     rows = _generate(model, input_ids, attention_mask, encoder_outputs, limits, generation)
-    eos = _ends(model)
+    eos = end_tokens(model)
     sequences = _cut(rows, limits.repeat_interleave(num_return_sequences).tolist(), eos)
     finished = torch.tensor([sequence[-1] in eos for sequence in sequences])
     if not return_scores:
@@ -159,18 +184,19 @@ def _generate(
         attention_mask=attention_mask,
         max_length=1 + int(limits.max()),
         max_new_tokens=None,  # a model's own setting would clash with max_length
+        return_dict_in_generate=False,
         forced_eos_token_id=None,  # BART's and Marian's would end only the longest sentences of a batch
         stopping_criteria=StoppingCriteriaList([SentenceLimits(limits)]),
         **options,
     )
 
 
-def _ends(model: PreTrainedModel) -> list[int]:
+def end_tokens(model: PreTrainedModel) -> list[int]:
     """The tokens that end a sentence."""
     return torch.tensor(model.generation_config.eos_token_id).reshape(-1).tolist()
 
 
-def is_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
+def uses_own_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:
     """Whether `hf_mt.search` knows all options of `generate` that were asked for, and the model."""
     settings = {name for name, value in model.generation_config.to_diff_dict().items() if value}
     return (

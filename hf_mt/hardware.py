@@ -2,7 +2,7 @@
 
 - `accelerate launch` gives every process one thread on a machine without a GPU, unless told otherwise: a run takes all
   cores, divided by the processes on the machine.
-- Threads that share a small operation wait for each other most of the time: `side_by_side` gives each a batch instead.
+- Threads that share a small operation wait for each other most of the time: `map_in_threads` gives each a batch.
 - Numbers below 1e-38 are taken for zero. What an optimizer remembers of a unit that died fades into them, and
   products with them take many times as long on some processors.
 - glibc returns large blocks to the system as soon as they are free and faults them in again at the next step. A
@@ -81,7 +81,7 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Results in the order of the items, each by one thread, as many at a time as torch has threads.
 
     What torch keeps for each thread (gradients off, autocast) is for `work` to set.

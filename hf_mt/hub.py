@@ -8,7 +8,6 @@
 - A push during training that fails is reported and training goes on; see `Publisher`.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,11 @@ from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_mt.arguments import InputError
 from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
+from hf_mt.errors import InputError
 from hf_mt.experiment import Experiment
-from hf_mt.model_card import write_model_card as write_model_card
-from hf_mt.run_record import CURVES
+from hf_mt.model_card import write_model_card
+from hf_mt.run_record import CURVES, read_mapping
 
 
 logger = logging.getLogger(__name__)
@@ -76,16 +75,6 @@ def files_to_push(folder: Path) -> list[str]:
     return sorted(names | wanted)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise ValueError(f"found a {type(found).__name__}, wanted keys and values")
-        return found
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}; save the model again") from error
-
-
 def _shards(folder: Path) -> set[str]:
     """The files among which the index, if there is one, divides the weights."""
     shards = _mapping(folder / "model.safetensors.index.json", "weight_map").values()
@@ -93,7 +82,7 @@ def _shards(folder: Path) -> set[str]:
 
 
 def _mapping(path: Path, key: str) -> dict[str, Any]:
-    found = _read_json(path).get(key) or {}
+    found = read_mapping(path).get(key) or {}
     if not isinstance(found, dict):
         raise InputError(f"{path}: {key} is a {type(found).__name__}, wanted keys and values; save the model again")
     return found
@@ -272,11 +261,11 @@ class Publisher:
             private, revision = self._where["private"], self._where["revision"]
             self.repo_id = _open_repository(api, self.repo_id, private=private, revision=revision)
 
-    def __call__(self, folder: Path, *, commit_message: str | None = None) -> str | None:
+    def __call__(self, folder: Path) -> str | None:
         """Write the card into `folder` and push it; the address, or None where that failed."""
         try:
             write_model_card(folder, repo_id=self.repo_id, **self._card)
-            return push(folder, self.repo_id, commit_message=commit_message, **self._where)
+            return push(folder, self.repo_id, **self._where)
         except InputError as error:
             self.failures += 1
             logger.error("Push %d that failed; training goes on: %s", self.failures, error)

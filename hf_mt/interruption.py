@@ -20,6 +20,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Interruption(TrainerCallback):
         self.accelerator = accelerator
         self.requested = False  # here, by a signal
         self.happened = False  # agreed by all processes
+        self.is_unplanned = False  # its checkpoint, which would not be there without it
         self._before: Any = None
         self._since = 0.0
 
@@ -82,6 +84,8 @@ class Interruption(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.agreed():
             logger.warning("SIGTERM: saving at step %d, then stopping", state.global_step)
+            ends_epoch = args.save_strategy == SaveStrategy.EPOCH and float(state.epoch or 0.5).is_integer()
+            self.is_unplanned = not control.should_save and not ends_epoch
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # made up for when training goes on
 

@@ -79,6 +79,11 @@ REPLACED = {
     "do_eval": _ALWAYS,
     "do_predict": _ALWAYS,
 }
+# What a tokenizer that is given has decided.
+TOKENIZER_KEYS = ("vocab_size", "tokenizer_type", "split_digits")
+# Schedules of transformers that know no warm-up, and those that read no arguments.
+WITHOUT_WARMUP = frozenset({"constant", "reduce_lr_on_plateau", "greedy"})
+WITHOUT_KWARGS = frozenset({"constant", "constant_with_warmup"})
 # Options of `accelerate launch` that are often put after the script, where they would be ours.
 _LAUNCH = """
 config_file num_processes num_machines machine_rank main_process_ip main_process_port mixed_precision multi_gpu gpu_ids

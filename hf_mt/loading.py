@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME as CONFIG_FILE
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.experiment import typed_values
 from hf_mt.pretrained import load_seq2seq
 from hf_mt.run_folder import CONFIG_NAME
@@ -32,7 +32,7 @@ READ = re.compile(
 )
 
 
-def load(
+def load_model(
     name: str, *, dtype: str | torch.dtype | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a local folder, without the network, or of the Hub.

@@ -13,7 +13,7 @@ class Markup(str):
     """Text that is Markdown already and goes into a table as it is."""
 
 
-def inert(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """`text` as Markdown that shows it and does nothing else, on one line.
 
     Every ASCII character with a meaning in Markdown, HTML or formulas becomes a character reference, which can form
@@ -28,7 +28,7 @@ def inert(text: str) -> str:
 def code(text: str) -> Markup:
     """Text of one line as code in a table; as plain text if it holds what would end the code or a line."""
     if re.search(r"[`\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
-        return Markup(inert(text))
+        return Markup(escape_markdown(text))
     return Markup("`" + text.replace("|", r"\|") + "`")
 
 
@@ -40,19 +40,19 @@ def fenced(text: str, language: str) -> str:
 
 
 def folded(title: str, body: str) -> str:
-    return f"<details>\n<summary>{inert(title)}</summary>\n\n{body}\n\n</details>"
+    return f"<details>\n<summary>{escape_markdown(title)}</summary>\n\n{body}\n\n</details>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; columns of numbers are aligned right, and every cell but `Markup` is inert."""
+    """A table; columns of numbers are aligned right, and every cell but `Markup` is escaped."""
     rows = [[_cell(value) for value in row] for row in rows]
     numeric = [all(re.fullmatch(r"[*\d.,%e+-]*", row[column]) for row in rows) for column in range(len(header))]
-    lines = [[inert(name) for name in header], ["---:" if right else "---" for right in numeric], *rows]
+    lines = [[escape_markdown(name) for name in header], ["---:" if right else "---" for right in numeric], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, Markup) else inert(number(value))
+    return value if isinstance(value, Markup) else escape_markdown(number(value))
 
 
 def number(value: Any) -> str:

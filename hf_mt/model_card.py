@@ -1,15 +1,14 @@
 """Model cards, written from the files of a run.
 
 - Each section is one function from a `Run` to Markdown, or to nothing where the run has no such file.
-- Text of a corpus is inert: no sentence can become a link, a tag, another table cell or the end of a code block.
+- Text of a corpus is escaped: no sentence can become a link, a tag, another table cell or the end of a code block.
 - A README.md without the line `MARKER` is somebody's own work and is never overwritten.
 """
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import MISSING
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,9 +17,10 @@ import yaml
 from babel import Locale, UnknownLocaleError
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
-from hf_mt.markdown import Markup, code, fenced, folded, inert, number, table
-from hf_mt.model import POSITION_ENCODINGS, HfMtConfig
+from hf_mt.environment import package_versions
+from hf_mt.experiment import valid_keys
+from hf_mt.markdown import Markup, code, escape_markdown, fenced, folded, number, table
+from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.run_record import CURVES, METRICS, Run, beam_sizes, files_as_written, hub_name, read_run, without_path
 from hf_mt.text_files import write_whole
 from hf_mt.verdict import series
@@ -38,7 +38,8 @@ LOG_COLUMNS = {
     "eval_bleu": "BLEU",
     "eval_chrf": "chrF",
 }
-NAMES_OF_RUNS = frozenset({"output_dir", "run_name"})
+NAMES_OF_RUNS = frozenset({"output_dir", "run_name"})  # which tell paths
+DEFAULTS = {key.name: key.default for key in valid_keys().values() if key.default is not MISSING}
 PACKAGES = ("hf_mt", "transformers", "torch", "tokenizers", "datasets", "accelerate", "sacrebleu")
 
 
@@ -82,7 +83,7 @@ def _card(run: Run, path: Path, license: str | None, show_samples: bool) -> str:
     sections = {
         "marker": MARKER,
         "metadata": metadata(run, license).to_yaml(),
-        "title": inert(run.name.rsplit("/", 1)[-1]),
+        "title": escape_markdown(run.name.rsplit("/", 1)[-1]),
         "summary": _summary(run),
         "usage": _usage(run, shown),
         "results": _results(run),
@@ -107,9 +108,8 @@ def metadata(run: Run, license: str | None = None) -> ModelCardData:
     """What the Hub reads: languages, tags, data set, base model and scores."""
     codes = dict.fromkeys(re.split("[_-]", code)[0].lower() for code in run.languages or ())
     scores = _eval_results(run)
-    encoding, size = run.config.get("position_encoding"), _dataset_size(run)
-    tags = ["hf_mt", "translation"]
-    tags += [f"position-encoding:{encoding}"] if encoding else []
+    size = _dataset_size(run)
+    tags = ["hf_mt", "translation", *(f"position-encoding:{name}" for name in dict.fromkeys(run.position_encodings))]
     tags += [f"dataset_size:{size}"] if size else []
     dataset = hub_name("dataset_name", run.settings.get("dataset_name"))
     return ModelCardData(
@@ -130,7 +130,7 @@ def _eval_results(run: Run) -> list[EvalResult]:
     """BLEU and chrF of the test set; without its signature a score says nothing."""
     if run.languages is None:
         return []
-    name = _dataset_title(run)
+    name = _dataset_title(run, "test_file")
     return [
         EvalResult(
             task_type="translation",
@@ -150,11 +150,11 @@ def _eval_results(run: Run) -> list[EvalResult]:
     ]
 
 
-def _dataset_title(run: Run) -> str:
-    """Name and configuration of the data set, or the name of the file."""
-    parts = [run.settings.get("dataset_name"), run.settings.get("dataset_config_name")]
-    files = [run.settings.get("test_file"), run.settings.get("train_file")]
-    return " ".join(part for part in parts if part) or next((str(file) for file in files if file), "unnamed corpus")
+def _dataset_title(run: Run, *file_keys: str) -> str:
+    """Name and configuration of the data set, or the name of the first of these files that was given."""
+    parts = [run.settings.get(key) for key in ("dataset_name", "dataset_config_name", *file_keys)]
+    named = [str(part) for part in parts if part]
+    return " ".join(named[: 2 if parts[0] and parts[1] else 1]) or "unnamed corpus"
 
 
 def _dataset_size(run: Run) -> int | None:
@@ -170,13 +170,13 @@ def _summary(run: Run) -> str:
     pair = f"from {_language(run.languages[0])} into {_language(run.languages[1])}" if run.languages else "text"
     kind = run.config.get("model_type", "encoder-decoder")
     words = f"A model that translates {pair}: "
-    words += "an encoder-decoder Transformer" if run.is_ours else f"a {inert(str(kind))} model"
+    words += "an encoder-decoder Transformer" if run.is_ours else f"a {escape_markdown(str(kind))} model"
     parameters = run.results.get("num_parameters")
     words += f" of {parameters / 1e6:.1f} million parameters" if parameters else ""
-    encoding = run.config.get("position_encoding")
-    words += f" with `{inert(encoding)}` position encoding" if encoding else ""
+    encodings = " and ".join(f"`{escape_markdown(name)}`" for name in dict.fromkeys(run.position_encodings))
+    words += f" with {encodings} position encoding" if encodings else ""
     base = hub_name("model_name_or_path", run.settings.get("model_name_or_path"))
-    words += f", fine-tuned from [{inert(base)}](https://huggingface.co/{base})" if base else ""
+    words += f", fine-tuned from [{escape_markdown(base)}](https://huggingface.co/{base})" if base else ""
     scores = [f"{METRICS[key]} {run.results[f'test_{key}']:.1f}" for key in HEADLINES if f"test_{key}" in run.results]
     return words + (f". On its test set it reaches **{' and '.join(scores)}**." if scores else ".")
 
@@ -187,7 +187,7 @@ def _language(code: str) -> str:
         name = Locale.parse(code.replace("-", "_")).english_name
     except (ValueError, UnknownLocaleError):
         name = None
-    return f"{inert(name)} ({inert(code)})" if name else inert(code)
+    return f"{escape_markdown(name)} ({escape_markdown(code)})" if name else escape_markdown(code)
 
 
 def _usage(run: Run, samples: Sequence[Mapping[str, Any]]) -> str:
@@ -195,17 +195,18 @@ def _usage(run: Run, samples: Sequence[Mapping[str, Any]]) -> str:
     prefix = str(run.settings.get("source_prefix") or "")
     beams = run.results.get("num_beams") or run.settings.get("num_beams") or 1
     remote = ", trust_remote_code=True" if run.is_ours else ""
+    place = run.name if "/" in run.name else f"path/to/{run.name}"
     plain = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({run.name!r}{remote})
-model = AutoModelForSeq2SeqLM.from_pretrained({run.name!r}{remote})
+tokenizer = AutoTokenizer.from_pretrained({place!r}{remote})
+model = AutoModelForSeq2SeqLM.from_pretrained({place!r}{remote})
 
 batch = tokenizer([{prefix + sentence!r}], return_tensors="pt", padding=True)
 output = model.generate(**batch, num_beams={beams:d})
 print(tokenizer.batch_decode(output, skip_special_tokens=True))"""
     ours = f"""import hf_mt
 
-translator = hf_mt.Translator({run.name!r}{f", source_prefix={prefix!r}" if prefix else ""})
+translator = hf_mt.Translator({place!r}{f", source_prefix={prefix!r}" if prefix else ""})
 print(translator([{sentence!r}], num_beams={beams:d}))"""
     why = (
         "The model's own code, which comes with its weights, needs `trust_remote_code=True`.\n\n"
@@ -227,7 +228,7 @@ def _results(run: Run) -> str:
         return ""
     beams = beam_sizes(run)["test" if prefix == "test_" else "development"]
     facts = {
-        "Data": f"{'test' if prefix == 'test_' else 'development'} set of {_dataset_title(run)}",
+        "Data": _evaluated_on(run, prefix),
         "Beam size": beams,
         "Length penalty": _as_written(run.settings.get("length_penalty")) if beams != 1 else None,
         "Seed": _as_written(run.results.get("seed", run.settings.get("seed"))),
@@ -235,8 +236,15 @@ def _results(run: Run) -> str:
         "Machine": run.results.get("machine"),
         "Target tokens per second in training": run.results.get("train_target_tokens_per_second"),
     }
-    listed = "\n".join(f"- {name}: {inert(number(value))}" for name, value in facts.items() if value is not None)
+    listed = "\n".join(
+        f"- {name}: {escape_markdown(number(value))}" for name, value in facts.items() if value is not None
+    )
     return f"## Results\n\n{table(('Metric', 'Value', 'Signature'), rows)}\n\n{listed}"
+
+
+def _evaluated_on(run: Run, prefix: str) -> str:
+    split, key = ("test", "test_file") if prefix == "test_" else ("development", "validation_file")
+    return f"{split} set of {_dataset_title(run, key, 'train_file')}"
 
 
 def _as_written(value: Any) -> str | None:
@@ -273,7 +281,8 @@ def _data(run: Run) -> str:
     if not run.data_table and not run.settings:
         return ""
     name = hub_name("dataset_name", run.settings.get("dataset_name"))
-    title = f"[{inert(name)}](https://huggingface.co/datasets/{name})" if name else inert(_dataset_title(run))
+    title = escape_markdown(_dataset_title(run, "train_file"))
+    title = f"[{escape_markdown(name)}](https://huggingface.co/datasets/{name})" if name else title
     return f"## Training data\n\n{title}\n\n{_filter_table(run)}\n\n{_token_table(run)}"
 
 
@@ -316,20 +325,17 @@ def _hyperparameters(run: Run) -> str:
     if not run.settings:
         return ""
     known = {key: value for key, value in run.settings.items() if key in DEFAULTS and key not in NAMES_OF_RUNS}
-    chosen = [(key, value) for key, value in known.items() if value != DEFAULTS[key]]
+    chosen = [(key, _whole(value)) for key, value in known.items() if value != DEFAULTS[key]]
     text = "## Hyperparameters\n\n"
     text += f"Other than default:\n\n{table(('Setting', 'Value'), chosen)}\n\n" if chosen else ""
-    whole = yaml.safe_dump(run.settings, sort_keys=True, allow_unicode=True)
+    settings = {key: value for key, value in run.settings.items() if key not in NAMES_OF_RUNS}
+    whole = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
     return text + folded("All settings", fenced(whole, "yaml"))
 
 
-def _defaults() -> dict[str, Any]:
-    """The default of every setting that has one."""
-    kinds = (ModelArguments, DataArguments, TranslationTrainingArguments, HfMtConfig)
-    return {item.name: item.default for kind in kinds for item in fields(kind) if item.default is not MISSING}
-
-
-DEFAULTS = _defaults()
+def _whole(value: Any) -> Any:
+    """Numbers of steps, which transformers keeps as 800.0, as 800."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _training_log(run: Run) -> str:
@@ -362,19 +368,14 @@ def _reproduction(run: Run) -> str:
 
 
 def _versions(run: Run) -> str:
-    """Versions that the run recorded, and for other packages those of the environment that writes the card."""
-    found = {name: run.results.get(f"{name}_version") or _installed(name) for name in PACKAGES}
-    rows = [(name, str(number)) for name, number in found.items() if number]
-    return f"## Framework versions\n\n{table(('Package', 'Version'), rows)}"
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # hf_mt itself, used from a checkout
-        return None
+    """Those that the run recorded; while it is going on, those that it has."""
+    is_over = "train_minutes" in run.results
+    found = {"hf_mt": run.results.get("hf_mt_version")} if is_over else package_versions()
+    found |= run.environment
+    rows = [(name, str(found[name])) for name in PACKAGES if found.get(name)]
+    return f"## Framework versions\n\n{table(('Package', 'Version'), rows)}" if rows else ""
 
 
 def _citation(run: Run) -> str:
-    encoding = POSITION_ENCODINGS.get(str(run.config.get("position_encoding")))
-    return f"Position encoding: {encoding.citation}\n" if encoding else ""
+    known = [POSITION_ENCODINGS[name] for name in dict.fromkeys(run.position_encodings) if name in POSITION_ENCODINGS]
+    return "".join(f"Position encoding: {encoding.citation}\n" for encoding in known)

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from hf_mt.arguments import InputError
 from hf_mt.data import PreparedData
+from hf_mt.errors import InputError
 from hf_mt.experiment import Experiment
 from hf_mt.generation import position_limit
 from hf_mt.hardware import machine, multiplies_bfloat16

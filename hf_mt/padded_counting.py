@@ -2,8 +2,8 @@
 
 A batch pads its sentences to the longest one. Code that compares all cells of such a batch, as many hand-written
 Transformers do, counts every padding cell as a word got right. This module counts in that way on purpose, so that
-figures made like that can be recognised: a model that says nothing at all reaches a "BLEU" of a third and an accuracy
-of a half.
+figures made like that can be recognised: the more the lengths within a batch differ, the higher a model scores that
+says nothing at all. What the same outputs get without padding stands beside it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from statistics import mean
 
 from sacrebleu.metrics import BLEU
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 
 
 PAD, END = "<pad>", "</s>"
@@ -24,12 +24,16 @@ class PaddedCounting:
     """What counting padding makes of translations.
 
     Attributes:
-        bleu_with_padding: Mean over sentences of their BLEU without smoothing, 0 to 1, padding being a word.
-        accuracy_with_padding: Share of the cells of all batches, padding included, where output and reference agree.
+        bleu, bleu_with_padding: Mean over sentences of their BLEU without smoothing, 0 to 1; in the second one
+            padding is a word.
+        accuracy, accuracy_with_padding: Share of places where output and reference have the same word: of those where
+            the reference has a word or its end, and of all cells of all batches.
         padding: Share of the references' cells that hold padding.
     """
 
+    bleu: float
     bleu_with_padding: float
+    accuracy: float
     accuracy_with_padding: float
     padding: float
 
@@ -51,11 +55,19 @@ def count_padding(
     pairs = list(zip(hypotheses, references, strict=True))
     starts = range(0, len(pairs), sentences_per_batch)
     cells = [cell for start in starts for cell in _padded(pairs[start : start + sentences_per_batch])]
+    right = [(one == other, other) for ours, theirs in cells for one, other in zip(ours, theirs, strict=True)]
+    return PaddedCounting(
+        bleu=_mean_bleu([([*ours, END], [*theirs, END]) for ours, theirs in pairs]),
+        bleu_with_padding=_mean_bleu(cells),
+        accuracy=mean(same for same, word in right if word != PAD),
+        accuracy_with_padding=mean(same for same, _ in right),
+        padding=mean(word == PAD for _, word in right),
+    )
+
+
+def _mean_bleu(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
-    scores = [metric.corpus_score([" ".join(ours)], [[" ".join(theirs)]]).score / 100 for ours, theirs in cells]
-    right = [one == other for ours, theirs in cells for one, other in zip(ours, theirs, strict=True)]
-    padding = [token == PAD for _, theirs in cells for token in theirs]
-    return PaddedCounting(mean(scores), mean(right), mean(padding))
+    return mean(metric.corpus_score([" ".join(ours)], [[" ".join(theirs)]]).score / 100 for ours, theirs in pairs)
 
 
 def _padded(batch: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[tuple[list[str], list[str]]]:

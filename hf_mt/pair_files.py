@@ -11,22 +11,23 @@ import codecs
 import difflib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, Features, Translation
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
+from hf_mt.errors import NO_TEXT, InputError, listing
+from hf_mt.text_files import read_stream
 
 
 PARQUET_ROWS = 1000  # that are Python objects at a time
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
 
 
 def file_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
@@ -88,7 +89,7 @@ def _jsonl_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
             row = row.get("translation", row)
         if not isinstance(row, dict):
             raise InputError(f"{where}: found a {type(row).__name__}, where an object with two texts is needed.")
-        source, target = (checked_text(row, name, where) for name in text_columns(data))
+        source, target = (text_cell(row, name, where) for name in text_columns(data))
         yield source, target
 
 
@@ -128,7 +129,7 @@ def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where:
             raise InputError(f"{where}, row {number}: translation is a {type(row).__name__}, wanted the two texts.")
         if number == 0:
             check_columns(row, data, where)
-        source, target = (checked_text(row, name, f"{where}, row {number}") for name in text_columns(data))
+        source, target = (text_cell(row, name, f"{where}, row {number}") for name in text_columns(data))
         yield source, target
 
 
@@ -164,7 +165,7 @@ def check_columns(found: Iterable[str], data: DataArguments, where: str) -> None
         )
 
 
-def checked_text(row: Mapping[str, object], name: str, where: str) -> str:
+def text_cell(row: Mapping[str, object], name: str, where: str) -> str:
     if name not in row:
         raise InputError(f"{where}: no {name!r}; there is {listing(row)}.")
     text = row[name]
@@ -186,31 +187,13 @@ def iter_lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: the file is missing, a folder, unreadable or empty, or a line isn't UTF-8 or contains NUL.
     """
-    empty = True
     with _open(path) as file:
-        for number, raw in enumerate(file, 1):
-            raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            if raw:
-                empty = False
-                yield _decode(raw, path, number).removesuffix("\n").removesuffix("\r")
-    if empty:
-        raise InputError(f"{path} is empty; it needs one sentence a line.")
+        if file.peek(4)[:4] in (b"", codecs.BOM_UTF8):
+            raise InputError(f"{path} is empty; it needs one sentence a line.")
+        yield from read_stream(file, str(path))
 
 
-def _decode(raw: bytes, path: Path, line: int) -> str:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {line}, byte {error.start + 1}: 0x{raw[error.start]:02x} is not UTF-8; convert the file, "
-            "for example with `iconv -f latin1 -t utf-8`."
-        ) from error
-    if "\0" in text:
-        raise InputError(f"{path}, line {line}: a NUL character; only text is allowed (is the file damaged?).")
-    return text
-
-
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise InputError(f"{path} is a pipe or a device, which can be read once at most; write its lines to a file.")
     try:
@@ -232,7 +215,12 @@ def _nearby(path: Path) -> str:
     return f"in {path.parent} there is {listing(near or names)}."
 
 
-def listing(names: Iterable[object], most: int = 12) -> str:
-    shown = [str(name) for name in names]
-    rest = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return ", ".join(shown[:most]) + rest if shown else "nothing"
+def translation_features(languages: Sequence[str]) -> Features:
+    """The one column that every corpus has: `translation`, a dict of two texts by language, as on the Hub."""
+    return Features({"translation": Translation(list(languages))})
+
+
+def pairs_to_dataset(pairs: Sequence[tuple[str, str]], languages: Sequence[str]) -> Dataset:
+    """A dataset in memory with the column `translation`."""
+    rows = [dict(zip(languages, pair, strict=True)) for pair in pairs]
+    return Dataset.from_dict({"translation": rows}, features=translation_features(languages))

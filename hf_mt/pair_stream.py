@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.corpora import stream_pairs
 from hf_mt.data import HISTOGRAM_WIDTH, FilterCounts, TokenCounts, check_left, encode_pairs, find_odd
+from hf_mt.errors import InputError
 
 
 SAMPLE_PAIRS = 1_000  # of the beginning, which are looked at before training

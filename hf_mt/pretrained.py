@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError, listing
 
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,11 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
         where = "can't be loaded" if is_here else "is no folder here, and can't be loaded from the Hub"
         raise InputError(f"model {name!r} {where}: {_reason(error)}{_hint(name, error)}") from error
     if info["missing_keys"]:
-        raise InputError(f"model {name!r} lacks weights: {_some(info['missing_keys'])}; the folder is not whole")
+        raise InputError(
+            f"model {name!r} lacks weights: {listing(sorted(info['missing_keys']), 5)}; the folder is not whole"
+        )
     if info["unexpected_keys"]:
-        logger.warning("model %r has weights that are not used: %s", name, _some(info["unexpected_keys"]))
+        logger.warning("model %r has weights that are not used: %s", name, listing(sorted(info["unexpected_keys"]), 5))
     return model
 
 
@@ -100,8 +102,3 @@ def _reason(error: Exception) -> str:
 
 def _hint(name: str, error: Exception) -> str:
     return f"\n{CONVERSION.format(name=name)}" if "use_safetensors" in str(error) else ""
-
-
-def _some(names: Any, most: int = 5) -> str:
-    listed = sorted(map(str, names))
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -65,7 +65,7 @@ class Meter:
 
     def read(self, accelerator: Accelerator, reader: str = "log") -> dict[str, float]:
         """What happened since the same reader last asked, over all processes; call it on each of them."""
-        self._drain(accelerator)
+        self.drain(accelerator)
         nll, num_correct, tokens, source_tokens, cells, source_cells, seconds = self._unread[reader].tolist()
         self._unread[reader].zero_()
         tokens = max(tokens, 1.0)
@@ -78,11 +78,21 @@ class Meter:
             "train_seconds": seconds,
         }
 
-    def _drain(self, accelerator: Accelerator) -> None:
+    def unread(self) -> dict[str, list[float]]:
+        """What no reader has asked for yet, for a checkpoint; `drain` it first."""
+        return {reader: values.tolist() for reader, values in self._unread.items()}
+
+    def go_on(self, unread: Mapping[str, list[float]]) -> None:
+        """Begins with what `unread` gave, as in the checkpoint that training goes on from."""
+        for reader, values in unread.items():
+            self._unread[reader] = torch.tensor(values, dtype=torch.float64)
+
+    def drain(self, accelerator: Accelerator) -> None:
+        """Takes the sums from the device; call it on each process."""
         cells = torch.tensor(self._cells, dtype=torch.float32, device=self._window.device)
         counts = accelerator.reduce(torch.cat((self._window, cells))).double().cpu()
         now = time.perf_counter()
-        counts = torch.cat((counts, torch.tensor([now - self._start])))
+        counts = torch.cat((counts, torch.tensor([now - self._start if self._began else 0.0])))
         for unread in self._unread.values():
             unread += counts
         self._window.zero_()

@@ -15,12 +15,13 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.hypotheses import Hypothesis, Tally
+from hf_mt.search_limits import check_limits
 from hf_mt.shards import SHARD_SIZE
 from hf_mt.text_files import open_output
 from hf_mt.translation import Translator
-from hf_mt.translation_input import Sentences, Source, open_source
+from hf_mt.translation_input import Input, Sentences, open_input
 from hf_mt.translation_output import write_hypotheses
 
 
@@ -32,7 +33,7 @@ class ShardTranslator:
 
     Args:
         model: Arguments of `Translator`.
-        source: Arguments of `open_source`.
+        source: Arguments of `open_input`.
         size: Lines of a shard.
         options: Those of `Translator.translate_stream`.
     """
@@ -46,8 +47,8 @@ class ShardTranslator:
         return Translator(**self.model)
 
     @cached_property
-    def source(self) -> Source:
-        return open_source(**self.given)
+    def source(self) -> Input:
+        return open_input(**self.given)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """One shard, `first_line` and `place`, each of one number, to rows of `line`, `text`, `finished`, `parts`.
@@ -81,7 +82,7 @@ def translate_with_ray(
 
     Args:
         model: Arguments of `Translator`.
-        source: Arguments of `open_source`.
+        source: Arguments of `open_input`.
         output: A file, which appears once it is whole, with a line for each line of the input.
         shard_size: Lines that an actor translates at a time.
         actors: How many; as many as there is room for if None.
@@ -93,11 +94,10 @@ def translate_with_ray(
         InputError: Ray isn't installed, input or output can't be had, or a line is too long.
     """
     model, source = _absolute(model), _absolute(source)
-    opened = open_source(**source)
+    opened = open_input(**source)
     if isinstance(opened, Sentences) or output == "-":
         raise InputError("a Ray job needs --input with a file or --dataset, and --output with a file")
-    if shard_size < 1:
-        raise InputError(f"shard_size is {shard_size}; it must be 1 or more")
+    check_limits(shard_size=shard_size)
     survey = opened.survey(shard_size)
     rows = [{"first_line": 1 + number * shard_size, "place": place} for number, place in enumerate(survey.places)]
     make = (model, source, shard_size, options)

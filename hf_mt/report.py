@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from hf_mt.arguments import InputError
 from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
+from hf_mt.errors import InputError
 from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
 from hf_mt.page import cell, folded, marked, table, tabs
 from hf_mt.run_record import METRICS, Run, beam_sizes, files_as_written, read_mapping, read_run
 from hf_mt.scores import read_sentence_scores
-from hf_mt.significance import Comparison, compare_systems, read_systems
+from hf_mt.significance import SIGNIFICANT, Comparison, compare_systems, read_systems
 from hf_mt.text_files import new_folder, write_whole
 from hf_mt.translation import Translator
 from hf_mt.verdict import verdict
@@ -39,7 +39,6 @@ HEADLINES = {
     "train_minutes": "minutes of training",
 }
 ATTENTION_SENTENCES, ATTENTION_CHARACTERS = 2, 160  # longer ones fill a page with their heat map
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _summary(report: Report) -> str:
     lines = []
     for name, run in report.runs.items():
         pair = " to ".join(run.languages) if run.languages else ""
-        encoding = run.config.get("position_encoding", run.config.get("model_type", ""))
+        encoding = " and ".join(dict.fromkeys(run.position_encodings)) or str(run.config.get("model_type", ""))
         words = verdict(run.log_history, max_steps=run.max_steps) if run.log_history else "nothing was logged"
         title = f"<b>{escape(name)}</b>: " if len(report.runs) > 1 else ""
         about = ", ".join(escape(part) for part in (pair, encoding) if part)
@@ -135,9 +134,10 @@ def _course(report: Report) -> str:
         return ""
     # a stream counts whole epochs only
     in_epochs = any(row.get("epoch") for history in histories.values() for row in history)
+    kept = next(iter(report.runs.values())).best_step if len(report.runs) == 1 else None
+    units: list[Literal["step", "epoch"]] = ["step", "epoch"] if in_epochs else ["step"]
     pictures = {
-        f"by {unit}": report.picture(course_figure(histories, unit), f"course-by-{unit}")  # type: ignore[arg-type]
-        for unit in ("step", *["epoch"] * in_epochs)
+        f"by {unit}": report.picture(course_figure(histories, unit, kept=kept), f"course-by-{unit}") for unit in units
     }
     return tabs("course", pictures) + '<p class="soft">dotted: training; solid: development</p>'
 
@@ -226,8 +226,9 @@ def _translations(report: Report) -> str:
     """The same sentences of all runs; and of one run the best and the worst."""
     shared: dict[tuple[str, str], dict[str, str]] = {}
     for name, run in report.runs.items():
+        label = name if len(report.runs) > 1 else "output"
         for row in run.samples:
-            shared.setdefault((str(row["source"]), str(row["reference"])), {})[name] = str(row["hypothesis"])
+            shared.setdefault((str(row["source"]), str(row["reference"])), {})[label] = str(row["hypothesis"])
     groups = {"samples": "".join(_sentence(source, ref, outputs) for (source, ref), outputs in shared.items())}
     for name, content in report.found("test_analysis.json").items():
         for end in ("best", "worst"):
@@ -249,8 +250,7 @@ def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
     first = next(iter(outputs.values()))
     cells.append(("reference", marked(reference, first, "missing")))
     for name, output in outputs.items():
-        cells.append((escape(name if len(outputs) > 1 or name.startswith("output") else "output"),
-                      marked(output, reference, "extra")))  # fmt: skip
+        cells.append((escape(name), marked(output, reference, "extra")))
     shown = "".join(f'<div>{name}</div><div dir="auto">{text}</div>' for name, text in cells)
     return f'<div class="sentence">{shown}</div>'
 

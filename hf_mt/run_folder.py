@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError, listing
 from hf_mt.experiment import Experiment, typed_values, valid_keys
-from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS
+from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS, WITHOUT_WARMUP
 from hf_mt.settings import read_yaml, yaml_value
 from hf_mt.text_files import write_whole
 
@@ -47,16 +47,16 @@ def open_run_folder(experiment: Experiment) -> Iterator[Literal["new", "resume",
         InputError: the folder holds another run or something else, is in use, or cannot be written.
     """
     folder = Path(experiment.training.output_dir)
-    verdict = _verdict(folder, experiment)
-    if verdict == "finished" or experiment.training.process_index > 0:
-        yield verdict
+    status = _status(folder, experiment)
+    if status == "finished" or experiment.training.process_index > 0:
+        yield status
         return
     with _lock(folder):
         save_config(experiment, folder / CONFIG_NAME)
-        yield verdict
+        yield status
 
 
-def _verdict(folder: Path, experiment: Experiment) -> Literal["new", "resume", "finished"]:
+def _status(folder: Path, experiment: Experiment) -> Literal["new", "resume", "finished"]:
     try:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except FileNotFoundError:
@@ -66,13 +66,15 @@ def _verdict(folder: Path, experiment: Experiment) -> Literal["new", "resume", "
     if not names:
         return "new"
     if CONFIG_NAME not in names:
-        raise InputError(f"output_dir {folder} holds something else ({_some(names)}); choose another, or empty it")
-    old = _read_config(folder / CONFIG_NAME)
-    verdict = _progress(folder, names, experiment.resolved)
-    if verdict != "new" or "model.safetensors" in names:
+        raise InputError(
+            f"output_dir {folder} holds something else ({listing(sorted(names), 3)}); choose another, or empty it"
+        )
+    old = read_config(folder / CONFIG_NAME)
+    status = _progress(folder, names, experiment.resolved)
+    if status != "new" or "model.safetensors" in names:
         _refuse_another_run(old, experiment.resolved, folder)
-    _warn_of_new_length(old, experiment.resolved, verdict)
-    return verdict
+    _warn_of_new_length(old, experiment.resolved, status)
+    return status
 
 
 @contextmanager
@@ -117,7 +119,7 @@ def _as_yaml(resolved: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A config as an earlier, perhaps older, version wrote it: keys that no longer exist have nothing to say."""
     settings = read_yaml(path)
     gone = sorted(set(settings) - set(valid_keys()))
@@ -143,6 +145,8 @@ def _defaults() -> dict[str, Any]:
 
 def _identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     left_out = FREE_KEYS | EFFECTIVE_BATCH_KEYS
+    if resolved["lr_scheduler_type"] in WITHOUT_WARMUP:
+        left_out |= {"warmup_steps"}  # older versions took one without effect
     same = {name: value for name, value in resolved.items() if name not in left_out}
     return {**same, EFFECTIVE_BATCH: _effective_batch(resolved)}
 
@@ -172,17 +176,16 @@ def _asks_for_more(state_path: Path, resolved: Mapping[str, Any]) -> bool:
     return asked > state["max_steps"] + 0.5  # epochs are not exact: half a step more is no more
 
 
-def _warn_of_new_length(old: Mapping[str, Any], new: Mapping[str, Any], verdict: str) -> None:
+def _warn_of_new_length(old: Mapping[str, Any], new: Mapping[str, Any], status: str) -> None:
     changed = any(old.get(name) != new[name] for name in ("num_train_epochs", "max_steps"))
-    fixed = new["lr_scheduler_type"] in ENDLESS_SCHEDULES and not 0 < new["warmup_steps"] < 1
-    if verdict == "resume" and changed and not fixed:
+    moved = []
+    if new["lr_scheduler_type"] not in ENDLESS_SCHEDULES or 0 < new["warmup_steps"] < 1:
+        moved.append(f"the learning rate of the {new['lr_scheduler_type']} schedule from here on")
+    if new["r_drop_start"]:
+        moved.append("the step at which R-Drop begins")
+    if status == "resume" and changed and moved:
         logger.warning(
-            "the length of training changed, and with it the learning rate of the %s schedule from here on: "
-            "the result is not that of a run of this length from the start",
-            new["lr_scheduler_type"],
+            "the length of training changed, and with it %s: the result is not that of a run of this length from the "
+            "start",
+            " and ".join(moved),
         )
-
-
-def _some(names: set[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.key_rules import SECRET_KEYS
 from hf_mt.model import HfMtConfig
 from hf_mt.verdict import best_point
 
 
-CURVES = "report/curves.png"  # of a run folder
+CURVES = "report/course-by-step.png"  # of a run folder
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NAME_KEYS = frozenset({"dataset_name", "model_name_or_path", "tokenizer_name", "hub_model_id"})
 TEXT_KEYS = frozenset({"source_prefix"})  # a slash in them is no path
@@ -59,6 +59,7 @@ class Run:
     max_steps: int | None
     settings: dict[str, Any]  # without secrets and local paths
     data_table: dict[str, Any]
+    environment: dict[str, Any]
     samples: list[dict[str, Any]]  # of the kept checkpoint
 
     @property
@@ -66,6 +67,13 @@ class Run:
         """Codes of source and target, where both are known."""
         pair = self.settings.get("source_lang"), self.settings.get("target_lang")
         return (str(pair[0]), str(pair[1])) if all(pair) else None
+
+    @property
+    def position_encodings(self) -> tuple[str, ...]:
+        """Those of encoder and decoder; none for models of others."""
+        names = (self.config.get(f"{side}position_encoding") for side in ("encoder_", "decoder_"))
+        common = self.config.get("position_encoding")
+        return tuple(str(name or common) for name in names) if common else ()
 
     @property
     def is_ours(self) -> bool:
@@ -99,6 +107,7 @@ def _read_run(run_folder: Path, name: str) -> Run:
         max_steps=state.get("max_steps"),
         settings={key: without_path(key, value) for key, value in settings.items() if key not in SECRET_KEYS},
         data_table=read_mapping(_artefact(run_folder, "data_table.json")),
+        environment=read_mapping(_artefact(run_folder, "environment.json")),
         samples=[row for row in samples if row.get("step") == wanted],
     )
 

@@ -166,7 +166,7 @@ def efficiency_table(
     sizes: Sequence[Size], clusters: Sequence[Cluster], gpus: Sequence[int], *, tokens: int, peak_share: float
 ) -> Iterator[str]:
     """Markdown: percent of the speed of single GPUs, sending after backward and beside it."""
-    yield "| model | machines | strategy | " + " | ".join(f"{count} GPUs" for count in gpus) + " |"
+    yield "| model | machines | strategy | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " |"
     yield "|---|---|---|" + "---:|" * len(gpus)
     for size in sizes:
         for cluster in clusters:

@@ -3,42 +3,22 @@
 - References go by sentence: one text, or a list of several, for each hypothesis. A transposed list (one list for each
   set of references, as sacrebleu itself takes them) is refused instead of scored.
 - A score of another flavour has another name: `bleu_lc` is never compared with `bleu` by accident.
-- The metric for `evaluate` works offline and keeps its data in memory: no locks, and no files that processes share.
 """
 
 import os
 import re
-import sys
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.text_files import open_output
 
-
-@contextmanager
-def _packages_only() -> Iterator[None]:
-    """Hides scripts/evaluate.py, which scripts beside it would import in place of the package of that name."""
-    saved = sys.path.copy()
-    sys.path[:] = [folder for folder in saved if not Path(folder, "evaluate.py").is_file()]
-    try:
-        yield
-    finally:
-        sys.path[:] = saved
-
-
-with _packages_only():
-    import evaluate
 
 METRICS = ("bleu", "chrf", "chrf_pp", "ter")
 ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
@@ -166,43 +146,6 @@ def reference_sets(
             raise InputError(f"hypotheses and references are texts, but one is {text!r}")
     most = max(map(len, by_sentence))
     return [[items[i] if i < len(items) else None for items in by_sentence] for i in range(most)]
-
-
-class TranslationMetric(evaluate.Metric):
-    """`corpus_scores` behind the interface of `evaluate`: `compute(predictions=..., references=...)`.
-
-    It never touches the network, nor files of other processes. In distributed runs let one process compute it.
-    """
-
-    def __init__(self, **options: Any):
-        super().__init__(experiment_id=uuid.uuid4().hex, keep_in_memory=True, **options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="BLEU, chrF and TER with signatures, computed by sacrebleu.",
-            citation="Post 2018, A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319",
-            inputs_description=(
-                "predictions: list of texts; references: a text, or a list of texts, for each prediction; "
-                "lowercase, tokenize, metrics: as hf_mt.scores.corpus_scores"
-            ),
-            features=[
-                datasets.Features({"predictions": text, "references": text}),
-                datasets.Features({"predictions": text, "references": datasets.List(text)}),
-            ],
-            reference_urls=["https://github.com/mjpost/sacrebleu"],
-        )
-
-    def compute(
-        self, *, predictions: Sequence[str] | None = None, references: References | None = None, **options: Any
-    ) -> dict[str, float | str]:
-        """Scores what is given here, or what was added before; `evaluate` alone would score the letters of a text."""
-        if predictions is not None and references is not None:
-            reference_sets(predictions, references)
-        return super().compute(predictions=predictions, references=references, **options)
-
-    def _compute(self, predictions: Sequence[str], references: References, **options: Any) -> dict[str, float | str]:
-        return corpus_scores(predictions, references, **options)
 
 
 @dataclass(frozen=True)

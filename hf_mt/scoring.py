@@ -1,29 +1,23 @@
 """What a model thinks of given translations: the log-probability of each target, for ranking and filtering.
 
 Scores are sums over the tokens of a target, its end of sentence included, in nats, without label smoothing. A language
-token at its beginning, which is given in translating, is given here, too.
+token at its beginning, which is given in translating, is given here, too, and one behind its end does not count.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hf_mt.arguments import InputError
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import encode_pairs
-from hf_mt.generation import position_limit
+from hf_mt.errors import InputError
+from hf_mt.generation import end_tokens, evaluating, position_limit, sequence_log_probs
 from hf_mt.losses import decoder_inputs
-from hf_mt.model.loss_hf_mt import IGNORE_INDEX
 from hf_mt.search_limits import check_limits
 from hf_mt.translation import Translator
-
-
-SCORES_AT_ONCE = 2**27  # numbers of a batch over the vocabulary: 512 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,7 @@ class PairScore:
         return self.log_probability / self.num_tokens
 
 
+@torch.no_grad()
 def score_pairs(
     translator: Translator, sources: Sequence[str], targets: Sequence[str], *, tokens_per_batch: int = 16384
 ) -> list[PairScore]:
@@ -46,7 +41,7 @@ def score_pairs(
     Args:
         translator: The model, with its tokenizer and prefix.
         sources, targets: One text each a pair.
-        tokens_per_batch: Padded tokens of the longer side; fewer where the vocabulary is large.
+        tokens_per_batch: Padded tokens of the longer side.
 
     Raises:
         InputError: The numbers of sources and targets differ, or a sentence is longer than the model has positions.
@@ -64,21 +59,30 @@ def score_pairs(
     lengths = np.array([list(map(len, pair)) for pair in zip(*rows.values(), strict=True)])
     for side, stack in enumerate((model.get_encoder(), model.get_decoder())):
         _check_lengths(lengths[:, side], position_limit(stack))
-    budget = min(tokens_per_batch, SCORES_AT_ONCE // model.config.vocab_size)
-    sampler = TokenBatchSampler(lengths, tokens_per_batch=max(budget, int(lengths.max())), shuffle=False)
+    sampler = TokenBatchSampler(lengths, tokens_per_batch=max(tokens_per_batch, int(lengths.max())), shuffle=False)
     collate = TranslationCollator(tokenizer)
     found: dict[int, PairScore] = {}
-    training = model.training
-    model.eval()
-    for indices in sampler:
-        batch = collate([{side: ids[index] for side, ids in rows.items()} for index in indices])
-        sums = _log_probabilities(model, {name: values.to(model.device) for name, values in batch.items()}, given)
-        counts = lengths[indices, 1] - given
-        found |= {
-            index: PairScore(total, int(count)) for index, total, count in zip(indices, sums, counts, strict=True)
-        }
-    model.train(training)
+    with evaluating(model):
+        for indices in sampler:
+            batch = collate([{side: all_ids[index] for side, all_ids in rows.items()} for index in indices])
+            source = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+            ids = [_ended(rows["labels"][index], end_tokens(model)) for index in indices]
+            sums = sequence_log_probs(
+                model,
+                ids,
+                model.get_encoder()(**source, return_dict=True),
+                source["attention_mask"],
+                start=int(decoder_inputs(model, batch["labels"])[0, 0]),
+                first_is_given=bool(given),
+            )
+            for index, total, tokens in zip(indices, sums.tolist(), ids, strict=True):
+                found[index] = PairScore(total, len(tokens) - given)
     return [found[index] for index in range(len(sources))]
+
+
+def _ended(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Tokens up to their last end of sentence, behind which mBART names the language."""
+    return tokens[: max((place + 1 for place, token in enumerate(tokens) if token in ends), default=len(tokens))]
 
 
 def _is_given(translator: Translator) -> int:
@@ -86,16 +90,6 @@ def _is_given(translator: Translator) -> int:
     option = "forced_bos_token_id"
     forced = translator.language_options.get(option, getattr(translator.model.generation_config, option, None))
     return int(forced is not None)
-
-
-@torch.no_grad()
-def _log_probabilities(model: Any, batch: dict[str, Tensor], given: int) -> list[float]:
-    """Sums over the labels (B, T) of each row, but for the first ones, which are given."""
-    labels = batch.pop("labels")
-    decoder_input_ids = decoder_inputs(model, labels)
-    logits = model(**batch, decoder_input_ids=decoder_input_ids, use_cache=False).logits.float()  # (B, T, V)
-    picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)  # (B, T)
-    return picked.masked_fill(labels == IGNORE_INDEX, 0.0)[:, given:].sum(-1).tolist()
 
 
 def _check_lengths(lengths: np.ndarray, limit: int | None) -> None:

@@ -6,7 +6,7 @@ A beam costs memory for each step and word, so that a slip of the keyboard would
 from collections.abc import Mapping
 from typing import Any
 
-from hf_mt.settings import InputError
+from hf_mt.errors import InputError
 
 
 MOST_BEAMS = 1000

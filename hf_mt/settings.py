@@ -21,8 +21,7 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import yaml
 
-from hf_mt.errors import InputError as InputError
-from hf_mt.errors import checked_text, shown
+from hf_mt.errors import InputError, checked_text, shown
 
 
 COMMAND_LINE = "command line"

@@ -20,7 +20,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictTy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from hf_mt.arguments import InputError, TranslationTrainingArguments
+from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.errors import InputError
 
 
 def check_sharding(args: TranslationTrainingArguments) -> None:

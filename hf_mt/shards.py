@@ -21,12 +21,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.hypotheses import Tally
 from hf_mt.loading import model_identity
+from hf_mt.search_limits import check_limits
 from hf_mt.text_files import open_output, unfinished, write_whole
 from hf_mt.translation import Translator
-from hf_mt.translation_input import Sentences, Source, Survey, TextColumn, TextFile
+from hf_mt.translation_input import Input, Sentences, Survey, TextColumn, TextFile
 from hf_mt.translation_output import write_lines, write_translations
 
 
@@ -37,7 +38,7 @@ FREE_OPTIONS = frozenset({"tokens_per_batch", "show_progress"})  # they change n
 
 def translate(
     translator: Translator,
-    source: Source,
+    source: Input,
     output: str,
     *,
     shard_size: int | None = None,
@@ -66,8 +67,7 @@ def translate(
         write_translations(translator, source, output, **options)
         return
     size = SHARD_SIZE if shard_size is None else shard_size
-    if size < 1:
-        raise InputError(f"shard_size is {size}; it must be 1 or more")
+    check_limits(shard_size=size)
     if isinstance(source, Sentences) or output == "-":
         raise InputError(
             f"found {source.name} as input and {output} as output: shards and several processes need --input with a "

@@ -18,7 +18,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest, Result, estimate_ci
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.pair_files import read_lines
 from hf_mt.scores import References, read_sentence_scores, reference_sets, scorers
 
@@ -26,6 +26,7 @@ from hf_mt.scores import References, read_sentence_scores, reference_sets, score
 Method = Literal["bootstrap", "randomization"]
 METHODS: dict[str, str] = {"bootstrap": "bs", "randomization": "ar"}  # sacrebleu's names
 SEED = 12345  # sacrebleu's
+SIGNIFICANT = 0.05  # p-values below are marked
 MOST_SAMPLES = 10**6
 
 

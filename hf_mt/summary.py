@@ -1,20 +1,19 @@
-"""What is made of a finished run's files: curves, report, model card, and the tables at the end of the terminal.
+"""What is made of a finished run's files: report, model card, and the tables at the end of the terminal.
 
 Everything is read from the run folder, so it can be made again at any time.
 """
 
 from pathlib import Path
 
-from hf_mt.curves import plot_curves
 from hf_mt.model_card import write_model_card
 from hf_mt.report import write_report
-from hf_mt.run_record import CURVES, read_run
+from hf_mt.run_record import read_run
 from hf_mt.tables import print_samples, print_scores
 from hf_mt.verdict import verdict
 
 
 def summarise(folder: Path, *, license: str | None = None, show_samples: bool = True) -> str:
-    """Draws the curves, writes report and card, and prints samples and scores.
+    """Writes report and card, and prints samples and scores.
 
     Args:
         folder: A run folder with `trainer_state.json` and `all_results.json`.
@@ -25,7 +24,6 @@ def summarise(folder: Path, *, license: str | None = None, show_samples: bool = 
         A few lines that close a run: how training went, and where everything is.
     """
     run = read_run(folder, name=folder.name)
-    curves = plot_curves(run.log_history, folder / CURVES, best_step=run.best_step)
     page = write_report([folder])
     card = write_model_card(folder, license=license, show_samples=show_samples)
     print_samples(run.samples)
@@ -33,7 +31,6 @@ def summarise(folder: Path, *, license: str | None = None, show_samples: bool = 
     lines = {
         "verdict": verdict(run.log_history, max_steps=run.max_steps),
         "model": folder,
-        "curves": curves,
         "report": page,
         "card": card,
     }

@@ -6,7 +6,7 @@ only where the output is a terminal.
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, TextIO
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_mt.errors import visible
-from hf_mt.significance import Comparison
+from hf_mt.significance import SIGNIFICANT, Comparison
 
 
-def print_scores(results: Mapping[str, Any], *, file: TextIO | None = None) -> None:
+def print_scores(results: Mapping[str, Any]) -> None:
     """Print the scores of the test set (`test_*`), or of the development set (`eval_*`), with their signatures.
 
     Args:
         results: As in `all_results.json`; a signature stands under the name of its score plus `_signature`.
-        file: Where to print; standard output by default.
     """
     tested = any(key.startswith("test_") and isinstance(value, int | float) for key, value in results.items())
     prefix = "test_" if tested else "eval_"
@@ -38,18 +37,17 @@ def print_scores(results: Mapping[str, Any], *, file: TextIO | None = None) -> N
             table.add_row(key.removeprefix(prefix), shown)
         elif key.startswith(prefix) and key.endswith("_signature"):
             signatures.append(f"{key.removeprefix(prefix).removesuffix('_signature')}: {value}")
-    console = Console(file=file, highlight=False)
+    console = Console(highlight=False)
     console.print(table)
     for signature in signatures:
         console.print(_visible(signature), overflow="fold")
 
 
-def print_samples(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = None) -> None:
+def print_samples(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print source, reference and output of some sentences, one below another, so that they can be compared.
 
     Args:
         rows: With the keys `source`, `reference` and `hypothesis`; other keys are not shown.
-        file: Where to print; standard output by default.
     """
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="dim")
@@ -59,7 +57,7 @@ def print_samples(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = No
         table.add_row("reference", _visible(str(row["reference"])))
         table.add_row("output", Text.assemble((_visible(str(row["hypothesis"])).plain, "bold")))
         table.add_row("", "")
-    Console(file=file, highlight=False).print(table)
+    Console(highlight=False).print(table)
 
 
 def _visible(text: str) -> Text:
@@ -67,14 +65,13 @@ def _visible(text: str) -> Text:
     return Text(visible(text))
 
 
-def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None = None) -> None:
+def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Print a table for each metric: systems with scores, intervals, and how likely their difference is luck.
 
     Args:
         comparisons: As `compare_systems` gives them.
-        file: Where to print; standard output by default.
     """
-    console = Console(file=file, highlight=False)
+    console = Console(highlight=False)
     for metric, group in groupby(comparisons, key=lambda row: row.metric):
         rows = list(group)
         table = Table(box=SIMPLE_HEAD, title=metric, title_justify="left")
@@ -82,8 +79,9 @@ def print_comparisons(comparisons: Sequence[Comparison], *, file: TextIO | None 
         for name in ("score", "95 % interval", "p"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows:
-            p_value = "baseline" if row.p_value is None else f"{row.p_value:.4f}{'  *' if row.p_value < 0.05 else ''}"
+            mark = "  *" if row.p_value is not None and row.p_value < SIGNIFICANT else ""
+            p_value = "baseline" if row.p_value is None else f"{row.p_value:.4f}{mark}"
             table.add_row(_visible(row.system), f"{row.score:.2f}", f"{row.mean:.2f} ± {row.interval:.2f}", p_value)
         console.print(table)
         console.print(_visible(rows[0].signature), overflow="fold")
-    console.print("p: how likely so large a difference from the baseline is by luck; * marks p < 0.05")
+    console.print(f"p: how likely so large a difference from the baseline is by luck; * marks p < {SIGNIFICANT}")

@@ -1,6 +1,6 @@
 """Text that is read and written line by line.
 
-- A line of text ends at `\\n` or `\\r\\n` and nowhere else, as in `hf_mt.corpora`, but nothing is held in memory.
+- A line of text ends at `\\n` or `\\r\\n` and nowhere else, and nothing is held in memory.
 - Files appear whole or not at all: they are written beside their place and moved there. Devices and pipes are not
   replaced.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 
 
 def read_stream(file: BinaryIO, name: str, first_line: int = 1) -> Iterator[str]:
@@ -28,14 +28,16 @@ def read_stream(file: BinaryIO, name: str, first_line: int = 1) -> Iterator[str]
     """
     for number, raw in enumerate(file, first_line):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         try:
-            text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{name}, line {number}, byte {error.start + 1}: not UTF-8; convert it, as with iconv"
+                f"{name}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not UTF-8; convert it, "
+                "for example with `iconv -f latin1 -t utf-8`."
             ) from error
         if "\0" in text:
-            raise InputError(f"{name}, line {number}: a NUL character; only text is allowed")
+            raise InputError(f"{name}, line {number}: a NUL character; only text is allowed (is the file damaged?).")
         yield text
 
 

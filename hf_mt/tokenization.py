@@ -22,7 +22,8 @@ from datasets import DatasetDict
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_mt.arguments import DataArguments, InputError, ModelArguments
+from hf_mt.arguments import DataArguments, ModelArguments
+from hf_mt.errors import InputError
 
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, 
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_mt.arguments import InputError, TranslationTrainingArguments
+from hf_mt.arguments import TranslationTrainingArguments
 from hf_mt.averaging import MovingAverage, UpdateAverage, average_checkpoints
 from hf_mt.batching import TranslationCollator, training_sampler
-from hf_mt.checkpointing import CheckpointingTrainer
+from hf_mt.checkpointing import METER, CheckpointingTrainer
 from hf_mt.checkpoints import checkpoints, state_without_code
 from hf_mt.data import SegmentedPairs, pair_lengths
 from hf_mt.early_stopping import EarlyStopping
+from hf_mt.errors import InputError
 from hf_mt.evaluation_loop import Scores
+from hf_mt.experiment import check_decay
 from hf_mt.interruption import EvaluationInterrupted, Interruption, leave_to_the_trainer
 from hf_mt.losses import LateRDrop, loss_sums
 from hf_mt.non_finite import NonFiniteSteps
@@ -130,7 +132,7 @@ class TranslationTrainer(CheckpointingTrainer):
         if args.early_stopping_patience:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
         if self.average is not None:
-            self.add_callback(UpdateAverage(self.average))
+            self.add_callback(UpdateAverage(self.average, self.non_finite))
         if args.r_drop_start:
             self.add_callback(LateRDrop(args.r_drop_start))
 
@@ -184,9 +186,12 @@ class TranslationTrainer(CheckpointingTrainer):
         with _named("optim", self.args.optim):
             return super().create_optimizer(model)
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        if not self.args.dry_run:  # whose few steps are the beginning of more
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            check_decay(self.args.lr_scheduler_kwargs, warmup, num_training_steps)
         with _named("lr_scheduler_type", self.args.lr_scheduler_type):
-            return super().create_scheduler(*args, **kwargs)
+            return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -228,16 +233,20 @@ class TranslationTrainer(CheckpointingTrainer):
 
     # ---- evaluation
 
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within the block the model has the weights to evaluate and to publish."""
-        return self.average.applied() if self.average is not None and self.is_in_train else nullcontext()
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss, perplexity, accuracy and, by translating, scores; see `evaluation_loop`."""
+        unread: dict[str, list[float]] = {}
         if self.is_in_train:
+            self.meter.drain(self.accelerator)
+            unread = self.meter.unread()
             self.lines.training = self.meter.read(self.accelerator, "evaluation")
-        with self._off_the_clock(), self.averaged_weights():
-            return super().evaluate(*args, **kwargs)
+        averaged = self.average.applied() if self.average is not None and self.is_in_train else nullcontext()
+        try:
+            with self._off_the_clock(), averaged:
+                return super().evaluate(*args, **kwargs)
+        except EvaluationInterrupted:
+            self.meter.go_on(unread)  # it is made up for when training goes on
+            raise
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, model: nn.Module, trial: Any, *args: Any,
                                  **kwargs: Any) -> None:  # fmt: skip
@@ -247,6 +256,7 @@ class TranslationTrainer(CheckpointingTrainer):
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationInterrupted:
             self.control.should_training_stop = True
+            self.interruption.is_unplanned = not self.control.should_save
             self._save_checkpoint(model, trial)
 
     def _finalize_training(self, trial: Any, *args: Any) -> Any:
@@ -260,9 +270,10 @@ class TranslationTrainer(CheckpointingTrainer):
             self.args.save_total_limit = limit
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-        """What is asked for now decides how often a run that goes on evaluates and saves."""
+        """What is asked for now decides how often a run that goes on evaluates and saves; its meter goes on, too."""
         place = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
+        self.meter.go_on(self.state.stateful_callbacks.get(METER, {}))
         return place
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -308,7 +319,8 @@ class TranslationTrainer(CheckpointingTrainer):
 
     def _try_mean_of_checkpoints(self) -> None:
         """Keeps the mean of the last checkpoints if it does better than the model at hand."""
-        folders = checkpoints(Path(self.args.output_dir))[-self.args.average_checkpoints :]
+        planned = [folder for folder in checkpoints(Path(self.args.output_dir)) if self._is_planned(folder)]
+        folders = planned[-self.args.average_checkpoints :]
         metric, sign = self.args.metric_for_best_model, 1 if self.args.greater_is_better else -1
         metric = f"eval_{metric.removeprefix('eval_')}"
         model = self.accelerator.unwrap_model(self.model)

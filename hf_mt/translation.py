@@ -21,18 +21,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mt.arguments import InputError
 from hf_mt.data import ended
-from hf_mt.generation import GeneratedBatch, generate_batch, is_search, length_limits, position_limit
-from hf_mt.hardware import side_by_side
+from hf_mt.errors import InputError
+from hf_mt.generation import GeneratedBatch, evaluating, generate_batch, length_limits, position_limit, uses_own_search
+from hf_mt.hardware import map_in_threads
 from hf_mt.hypotheses import Hypothesis, Tally, join_parts
-from hf_mt.loading import choose_languages, dtype_of, load, prefix_of_run
+from hf_mt.loading import choose_languages, dtype_of, load_model, prefix_of_run
 from hf_mt.pretrained import placed
 from hf_mt.search_limits import check_limits
 from hf_mt.sentences import pack
 
-
-__all__ = ["GeneratedBatch", "Hypothesis", "Translator", "generate_batch", "length_limits", "position_limit"]
 
 LONG_LINES = ("refuse", "split")
 
@@ -71,7 +69,7 @@ class Translator:
     ):
         if isinstance(model, (str, PathLike)):
             source_prefix = prefix_of_run(str(model)) if source_prefix is None else source_prefix
-            model, loaded = load(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+            model, loaded = load_model(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
             tokenizer = tokenizer or loaded
             device = device or torch.accelerator.current_accelerator() or "cpu"
         if tokenizer is None:
@@ -254,24 +252,20 @@ class Translator:
         parts: list[list[Hypothesis]] = [[]] * len(rows)
         waiting = Counter(lines)
         advance(len(sentences) - len(waiting))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            batches = list(_token_batches(rows, tokens_per_batch // max(beams, num_return_sequences)))
-            options = {"num_beams": beams, "num_return_sequences": num_return_sequences, **generation}
-            lengths = (max_length_a, max_length_b)
+        batches = list(_token_batches(rows, tokens_per_batch // max(beams, num_return_sequences)))
+        options = {"num_beams": beams, "num_return_sequences": num_return_sequences, **generation}
 
-            def translate(numbers: list[int]) -> GeneratedBatch:
-                return self._generate([rows[number] for number in numbers], lengths, return_scores, options)
+        def translate(numbers: list[int]) -> GeneratedBatch:
+            some = [rows[number] for number in numbers]
+            return self._generate(some, (max_length_a, max_length_b), return_scores, options)
 
-            run = side_by_side if self._may_share(generation) else map
+        with evaluating(self.model):
+            run = map_in_threads if self._may_share(generation) else map
             for numbers, batch in zip(batches, run(translate, batches), strict=True):
                 for number, best in zip(numbers, self._hypotheses(batch, num_return_sequences), strict=True):
                     parts[number] = best
                 waiting.subtract(lines[number] for number in numbers)
                 advance(sum(not waiting[line] for line in {lines[number] for number in numbers}))
-        finally:
-            self.model.train(was_training)
         return _by_line(len(sentences), lines, parts)
 
     @torch.inference_mode()
@@ -288,7 +282,7 @@ class Translator:
 
     def _may_share(self, generation: Mapping[str, Any]) -> bool:
         """Whether batches may run in threads: on a processor, and by our own search, which shares nothing."""
-        return self.model.device.type == "cpu" and is_search(self.model, {**self.language_options, **generation})
+        return self.model.device.type == "cpu" and uses_own_search(self.model, {**self.language_options, **generation})
 
     def _limit(self, max_source_tokens: int | None) -> int | None:
         """The most tokens of a row: what is asked for, which is no more than the model has positions for."""

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
+from hf_mt.pair_files import text_cell
 from hf_mt.text_files import read_stream
 
 
@@ -116,14 +116,7 @@ class TextColumn:
         """So many rows from one on, counted from 0."""
         rows = self.dataset.select_columns(self.column).select(range(place, min(place + count, len(self.dataset))))
         for number, row in enumerate(rows, first_line):
-            yield self._text(row[self.column], number)
-
-    def _text(self, text: Any, number: int) -> str:
-        if not isinstance(text, str):
-            raise InputError(f"{self.name}, row {number}: found a {type(text).__name__}, where a text is needed")
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{self.name}, row {number}: NUL or half of a surrogate pair, which no text contains")
-        return text
+            yield text_cell(row, self.column, f"{self.name}, row {number}")
 
 
 def _load(name: str, split: str | None, config_name: str | None) -> Dataset:
@@ -153,17 +146,17 @@ def _choose_split(loaded: DatasetDict, name: str, split: str | None) -> Dataset:
     return loaded[split]
 
 
-Source = Sentences | TextFile | TextColumn
+Input = Sentences | TextFile | TextColumn
 
 
-def open_source(
+def open_input(
     sentences: Sequence[str] = (),
     input: str | None = None,
     dataset: str | None = None,
     column: str | None = None,
     split: str | None = None,
     dataset_config_name: str | None = None,
-) -> Source:
+) -> Input:
     """The input that a command line names: sentences, `input` (a text, or "-"), or `dataset` with `column`.
 
     Raises:

@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
+from hf_mt.command_line import any_text, limited, word
 from hf_mt.hardware import join_processes
-from hf_mt.option_types import any_text, limited, word
 from hf_mt.translation import LONG_LINES, Translator
-from hf_mt.translation_input import Source, open_source
+from hf_mt.translation_input import Input, open_input
 
 
 MODEL_OPTIONS = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
@@ -59,9 +59,9 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def source_from(args: dict[str, Any]) -> Source:
+def source_from(args: dict[str, Any]) -> Input:
     """The input that the options ask for; they are taken out of `args`."""
-    return open_source(args.pop("sentences"), **{name: args.pop(name) for name in SOURCE_OPTIONS})
+    return open_input(args.pop("sentences"), **{name: args.pop(name) for name in SOURCE_OPTIONS})
 
 
 def translator_from(args: dict[str, Any]) -> Translator:

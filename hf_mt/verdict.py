@@ -52,16 +52,11 @@ def finite(points: Iterable[Point]) -> list[Point]:
     return [point for point in points if math.isfinite(point.value)]
 
 
-def verdict(
-    log_history: Sequence[Mapping[str, Any]],
-    *,
-    max_steps: int | None = None,
-    unigram_entropy: float | None = None,
-) -> str:
+def verdict(log_history: Sequence[Mapping[str, Any]], *, max_steps: int | None = None) -> str:
     """Say in one line how training went and what to do next; the first words name the case.
 
     - `diverged`: the last loss is not finite; or the training loss gave back more than half of what it had gained; or
-      it stays above `unigram_entropy`, where a model lands that ignores the source and all words before.
+      it stays above 3 nats, where a model lands that ignores the source and all words before.
     - `still improving`: the last fifth of the run gained over 0.2 BLEU or lowered development perplexity by over 2 %.
     - `overfitting`: otherwise, development perplexity ends 5 % above its minimum while the training loss kept falling.
     - `converged`: otherwise.
@@ -72,12 +67,11 @@ def verdict(
     Args:
         log_history: `trainer.state.log_history`.
         max_steps: The length of training that was planned.
-        unigram_entropy: Entropy of the distribution of target tokens, in nats; without it 3 nats are taken.
     """
     train, dev = series(log_history, "loss"), series(log_history, "eval_loss")
     if not train:
         return "undecided: no training loss was logged; lower logging_steps"
-    failure = _failure(train, dev, unigram_entropy)
+    failure = _failure(train, dev)
     last = max(int(row["step"]) for row in log_history if "step" in row)  # the row of the run's end has no loss
     early = f"stopped early at step {last} of {max_steps}, " if max_steps and last < max_steps else ""
     return (
@@ -87,7 +81,7 @@ def verdict(
     )
 
 
-def _failure(train: Sequence[Point], dev: Sequence[Point], unigram_entropy: float | None) -> str | None:
+def _failure(train: Sequence[Point], dev: Sequence[Point]) -> str | None:
     cure = "lower learning_rate, lengthen warmup_steps or choose norm_position: pre"
     for name, points in (("training", train), ("development", dev)):
         if points and not math.isfinite(points[-1].value):
@@ -98,9 +92,9 @@ def _failure(train: Sequence[Point], dev: Sequence[Point], unigram_entropy: floa
     noise = median(abs(one - other) for one, other in pairwise(levels)) if len(levels) > 1 else 0.0
     if end - low > max(0.5 * (start - low), 3 * noise, OVERFITTING):
         return f"diverged: the training loss rose from {low:.2f} to {end:.2f}; {cure}"
-    floor = UNLEARNT_LOSS if unigram_entropy is None else unigram_entropy
-    if end > floor and len(levels) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:
-        return f"diverged: the training loss stays at {end:.2f}, above {floor:.2f}, where words are guessed; {cure}"
+    if end > UNLEARNT_LOSS and len(levels) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:
+        where = f"above {UNLEARNT_LOSS:.2f}, where words are guessed"
+        return f"diverged: the training loss stays at {end:.2f}, {where}; {cure}"
     return None
 
 

@@ -7,8 +7,7 @@
 from argparse import ArgumentParser
 
 from hf_mt.averaging import save_average
-from hf_mt.experiment import run_script
-from hf_mt.option_types import path_name
+from hf_mt.command_line import path_name, run_script
 
 
 def main() -> None:

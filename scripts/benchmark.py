@@ -14,9 +14,8 @@ from pathlib import Path
 from benchmarks import suites, tables
 from benchmarks.jobs import SIZES, TRAINING, prepare_text
 
-from hf_mt.experiment import run_script
+from hf_mt.command_line import limited, number, path_name, run_script, whole_number, word
 from hf_mt.hardware import available_cores
-from hf_mt.option_types import limited, number, path_name, whole_number, word
 from hf_mt.text_files import write_whole
 
 

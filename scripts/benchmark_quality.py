@@ -17,13 +17,13 @@ from benchmarks.jobs import STAND_INS, measure, subwords
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from hf_mt.arguments import InputError
+from hf_mt.command_line import number, path_name, run_script
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus
-from hf_mt.experiment import Experiment, parse_experiment, run_script
+from hf_mt.errors import InputError
+from hf_mt.experiment import Experiment, parse_experiment
 from hf_mt.hardware import available_cores
 from hf_mt.markdown import table
-from hf_mt.option_types import number, path_name
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import corpus_scores, scores_of_tokenized
 from hf_mt.text_files import write_whole

@@ -8,8 +8,7 @@ A system is a run folder or a file of translations. The tests are sacrebleu's.
 
 import argparse
 
-from hf_mt.experiment import run_script
-from hf_mt.option_types import whole_number, word
+from hf_mt.command_line import run_script, whole_number, word
 from hf_mt.progress import quiet_libraries
 from hf_mt.significance import METHODS, MOST_SAMPLES, SEED, compare_systems, read_systems
 from hf_mt.tables import print_comparisons

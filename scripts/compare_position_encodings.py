@@ -6,26 +6,44 @@
 
 `max_source_length` of the recipe, or of the command line, is the cap: longer sources are left out of training, and the
 test set is cut into lengths by halves of the cap, up to twice the cap, and beyond. Other options are for all runs.
-Finished runs are kept, and the same command goes on. It writes comparison.md and comparison.png.
+Finished runs are kept, and the same command goes on. It writes comparison.md and comparison.png, anew with each
+encoding that is finished.
 """
 
 import argparse
 from pathlib import Path
 
-from hf_mt.encoding_comparison import comparison_figure, comparison_table, length_buckets, settings_of
-from hf_mt.experiment import parse_experiment, run_script
+from hf_mt.command_line import path_name, run_script, this_command, whole_number, word
+from hf_mt.encoding_comparison import MEANING, comparison_figure, comparison_table, scores_by_length, settings_of
+from hf_mt.experiment import parse_experiment
 from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
-from hf_mt.option_types import path_name, whole_number, word
 from hf_mt.text_files import write_whole
-from hf_mt.trials import check_plan, command_line, joined, merged, train_run
+from hf_mt.trials import (
+    PlannedRun,
+    add_launcher,
+    check_plan,
+    check_test_sets,
+    joined,
+    merged,
+    train_all,
+)
 
 
 TRAIN = Path(__file__).parent / "train.py"
-MEANING = (
-    "Mean BLEU, ± the standard deviation over seeds. * differs from `{}` (p < 0.05): paired bootstrap over sentences, "
-    "the same for all seeds, corrected for the number of encodings in each column (Holm); what seeds change is in ±."
-)
+
+
+def write_comparison(runs: dict[str, list[Path]], cap: int, folder: Path) -> str:
+    """Table and picture of finished runs, those of each encoding in the order of their seeds."""
+    buckets = scores_by_length(runs, cap)
+    first = next(iter(runs))
+    facts = {"sources in training": f"at most {cap} tokens", **settings_of(runs[first][0])}
+    lines = [comparison_table(buckets, runs), "", MEANING.format(first), ""]
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    lines += [f"- command: `{this_command()}`"]
+    write_whole(folder / "comparison.md", "\n".join(lines) + "\n")
+    save_png(comparison_figure(buckets, cap), folder / "comparison.png")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -35,30 +53,30 @@ def main() -> None:
                         help="which; the first is what others are compared with")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=whole_number(0, 2**32 - 1), default=[1, 2, 3])
     parser.add_argument("--output_dir", type=path_name, help="runs/position_encodings/NAME by default")
-    parser.add_argument(
-        "--launcher", type=word, default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch"
-    )
+    add_launcher(parser)
     args, more = parser.parse_known_args()
     options = joined(more)
     folder = args.output_dir or Path("runs/position_encodings") / Path(args.recipe).stem
-    check_plan([(args.recipe, options)], folder, args.launcher)
-    runs: dict[str, list[Path]] = {}
-    for name in args.encodings:
-        for seed in args.seeds:
-            own = [f"--position_encoding={name}", f"--seed={seed}"]
-            run = folder / f"{name}-{seed}"
-            results = train_run(args.recipe, merged(options, own), run, script=TRAIN, launcher=args.launcher)
-            print(f"{name}, seed {seed}: test BLEU {results['test_bleu']:.2f}", flush=True)
-            runs.setdefault(name, []).append(run)
+    runs = {
+        f"{name}, seed {seed}": PlannedRun(
+            args.recipe, merged(options, [f"--position_encoding={name}", f"--seed={seed}"]), folder / f"{name}-{seed}"
+        )
+        for name in dict.fromkeys(args.encodings)
+        for seed in dict.fromkeys(args.seeds)
+    }
+    check_plan(runs.values(), options, folder, args.launcher, decided=("position_encoding", "seed"))
+    check_test_sets(runs.values())
     cap = parse_experiment([args.recipe, *options]).data.max_source_length
-    buckets = length_buckets(runs, cap)
-    facts = {"sources in training": f"at most {cap} tokens", **settings_of(run)}
-    lines = [comparison_table(buckets, runs), "", MEANING.format(args.encodings[0]), ""]
-    lines += [f"- {key}: {value}" for key, value in facts.items()]
-    lines += [f"- command: `{command_line()}`"]
-    write_whole(folder / "comparison.md", "\n".join(lines) + "\n")
-    save_png(comparison_figure(buckets, cap), folder / "comparison.png")
-    print("\n".join(["", *lines, f"written to {folder}: comparison.md, comparison.png"]))
+    finished: dict[str, list[Path]] = {}
+    text = ""
+    for name, results in train_all(runs, script=TRAIN, launcher=args.launcher):
+        print(f"{name}: test BLEU {results['test_bleu']:.2f}", flush=True)
+        encoding = name.partition(",")[0]
+        finished.setdefault(encoding, []).append(runs[name].folder)
+        complete = {one: folders for one, folders in finished.items() if len(folders) == len(set(args.seeds))}
+        if {encoding, args.encodings[0]} <= complete.keys():
+            text = write_comparison(complete, cap, folder)
+    print(f"\n{text}\nwritten to {folder}: comparison.md, comparison.png")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ python scripts/draw_position_encodings.py --output model_cards/positional_encodi
 
 import argparse
 
+from hf_mt.command_line import path_name, run_script
 from hf_mt.encoding_pictures import encoding_figure
-from hf_mt.experiment import run_script
 from hf_mt.figures import save_png
 from hf_mt.model import POSITION_ENCODINGS
-from hf_mt.option_types import path_name
 
 
 def main() -> None:

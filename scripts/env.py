@@ -8,8 +8,8 @@ Prints versions and machine as a block to paste into a bug report.
 import argparse
 import os
 
+from hf_mt.command_line import run_script
 from hf_mt.environment import environment
-from hf_mt.experiment import run_script
 
 
 def main() -> None:

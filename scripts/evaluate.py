@@ -16,8 +16,8 @@ folder has defaults, and
 
 import sys
 
+from hf_mt.command_line import run_script
 from hf_mt.evaluation import evaluate_model, parse_evaluation
-from hf_mt.experiment import run_script
 from hf_mt.progress import quiet_libraries
 from hf_mt.tables import print_scores
 

@@ -8,9 +8,8 @@ Without --output the card is README.md in the folder of the run.
 
 import argparse
 
-from hf_mt.experiment import run_script
+from hf_mt.command_line import path_name, run_script, word
 from hf_mt.model_card import write_model_card
-from hf_mt.option_types import path_name, word
 
 
 def main() -> None:

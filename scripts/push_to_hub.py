@@ -9,9 +9,9 @@ sends nothing.
 
 import argparse
 
-from hf_mt.experiment import run_script
-from hf_mt.hub import files_to_push, push, write_model_card
-from hf_mt.option_types import path_name, word
+from hf_mt.command_line import path_name, run_script, word
+from hf_mt.hub import files_to_push, push
+from hf_mt.model_card import write_model_card
 
 
 def parse() -> argparse.Namespace:

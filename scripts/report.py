@@ -7,8 +7,7 @@ python scripts/report.py runs/quickstart --sentences 3 17             # whose cr
 
 import argparse
 
-from hf_mt.experiment import run_script
-from hf_mt.option_types import path_name, whole_number
+from hf_mt.command_line import path_name, run_script, whole_number
 from hf_mt.progress import quiet_libraries
 from hf_mt.report import write_report
 

@@ -5,9 +5,9 @@ python scripts/scaling.py configs/multi30k_en_de.yaml configs/report/set4.yaml -
 
 import argparse
 
-from hf_mt.experiment import parse_experiment, run_script
+from hf_mt.command_line import number, run_script, whole_number, word
+from hf_mt.experiment import parse_experiment
 from hf_mt.model import HfMtConfig
-from hf_mt.option_types import number, whole_number, word
 from hf_mt.scaling import Cluster, efficiency_table, size_of, volume_table
 
 

@@ -9,8 +9,7 @@ per token of all pairs, and the perplexity, go to standard error.
 import argparse
 import sys
 
-from hf_mt.experiment import run_script
-from hf_mt.option_types import limited, path_name
+from hf_mt.command_line import limited, path_name, run_script
 from hf_mt.pair_files import read_lines
 from hf_mt.progress import quiet_libraries
 from hf_mt.scoring import corpus_perplexity, score_pairs

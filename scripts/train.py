@@ -12,16 +12,18 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mt.arguments import InputError
 from hf_mt.checkpoints import last_checkpoint
+from hf_mt.command_line import run_script
 from hf_mt.data import PreparedData, format_table
 from hf_mt.data_table import save_data_table, text_digests
 from hf_mt.dry_run import dry_run
+from hf_mt.errors import InputError
 from hf_mt.evaluation_loop import with_texts
-from hf_mt.experiment import Experiment, parse_experiment, run_script
+from hf_mt.experiment import Experiment, parse_experiment
 from hf_mt.hardware import prepare_hardware
 from hf_mt.hub import publisher_for
 from hf_mt.interruption import EXIT_CODE, end_with_launcher
+from hf_mt.load_data import load_data
 from hf_mt.models import check_architecture, load_or_build_model
 from hf_mt.non_finite import FOLDER as NON_FINITE
 from hf_mt.progress import quiet_libraries
@@ -29,7 +31,6 @@ from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
 from hf_mt.sharding import check_sharding
 from hf_mt.slices import describe_outputs, metrics_while_training
-from hf_mt.streaming import load_data
 from hf_mt.summary import summarise
 from hf_mt.tokenization import check_same_tokens
 from hf_mt.tracking import log_results

@@ -15,9 +15,8 @@ from functools import partial
 
 from accelerate import PartialState
 
-from hf_mt.experiment import run_script
+from hf_mt.command_line import any_text, limited, run_script, word
 from hf_mt.hardware import prepare_hardware
-from hf_mt.option_types import any_text, limited, word
 from hf_mt.progress import quiet_libraries
 from hf_mt.shards import translate
 from hf_mt.translator_options import (

@@ -9,8 +9,7 @@ Model, input and output are on a file system that all machines of the cluster sh
 import argparse
 import sys
 
-from hf_mt.experiment import run_script
-from hf_mt.option_types import limited, number, whole_number, word
+from hf_mt.command_line import limited, number, run_script, whole_number, word
 from hf_mt.progress import quiet_libraries
 from hf_mt.ray_job import translate_with_ray
 from hf_mt.shards import SHARD_SIZE

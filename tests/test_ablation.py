@@ -1,20 +1,25 @@
 """An ablation trains each run once, with what the run changes, and compares what the files of the runs say."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from scripts_on_path import load_script
 
 from hf_mt import InputError, trials
+from hf_mt.ablation import check_translated, read_ablation
 from hf_mt.experiment import parse_experiment
-from hf_mt.trials import joined, merged
+from hf_mt.trials import PlannedRun, check_plan, joined, launch, train_run
 
 
-ablate = load_script("ablate")
-RECIPE = "source_lang: en\ntarget_lang: de\ndropout: 0.3\nmax_steps: 50\n"
+CPU = "configs/accelerate/cpu.yaml"
+RECIPE = "dataset_name: cldr\nsource_lang: en\ntarget_lang: de\ndropout: 0.3\nmax_steps: 50\n"
 FILE = """recipe: {recipe}
 common: {{max_steps: 10, learning_rate: 1e-3}}
 runs:
@@ -31,10 +36,10 @@ def write(folder: Path, text: str = FILE) -> Path:
 
 
 def test_a_run_has_what_all_change_and_what_it_changes_itself_which_wins(tmp_path: Path) -> None:
-    ablation = ablate.read_ablation(write(tmp_path), ["--seed=7"])
-    options = {name: merged(ablation.common, changes) for name, changes in ablation.runs.items()}
-    assert options["longer"] == ["--max_steps=20", "--learning_rate=1e-3", "--seed=7"]
-    assert options["as it is"] == ["--max_steps=10", "--learning_rate=1e-3", "--seed=7"]
+    runs = read_ablation(write(tmp_path), ["--seed=7"]).planned(tmp_path)
+    assert runs["longer"].options == ["--max_steps=20", "--learning_rate=1e-3", "--seed=7"]
+    assert runs["as it is"].options == ["--max_steps=10", "--learning_rate=1e-3", "--seed=7"]
+    assert runs["as it is"].folder == tmp_path / "as_it_is"
     assert joined(["--a", "1", "--b=2", "--c", "--d", "x"]) == ["--a=1", "--b=2", "--c", "--d=x"]
 
 
@@ -42,8 +47,8 @@ def test_numbers_within_a_setting_stay_numbers(tmp_path: Path) -> None:
     nested = FILE.replace(
         "{{max_steps: 20}}", "{{warmup_steps: 2, lr_scheduler_kwargs: {{num_decay_steps: 8, decay_type: linear}}}}"
     )
-    ablation = ablate.read_ablation(write(tmp_path, nested), [])
-    experiment = parse_experiment([ablation.recipe, *merged(ablation.common, ablation.runs["longer"])])
+    run = read_ablation(write(tmp_path, nested), []).planned(tmp_path)["longer"]
+    experiment = parse_experiment([run.recipe, *run.options])
     assert experiment.training.lr_scheduler_kwargs == {"num_decay_steps": 8, "decay_type": "linear"}
 
 
@@ -58,41 +63,117 @@ def test_numbers_within_a_setting_stay_numbers(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_found_before_anything_is_trained(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ablate.read_ablation(write(tmp_path, text), [])
+        runs = read_ablation(write(tmp_path, text), []).planned(tmp_path / "runs")
+        check_plan(runs.values(), [], tmp_path / "runs", CPU)
 
 
-def trained(command: list[Any], **options: Any) -> CompletedProcess:
+def trained(command: list[str], output: Any) -> int:
     """Stands for `accelerate launch scripts/train.py`."""
-    words = dict(word.lstrip("-").split("=", 1) for word in map(str, command) if word.startswith("--") and "=" in word)
+    words = dict(word.lstrip("-").split("=", 1) for word in command if word.startswith("--") and "=" in word)
     folder = Path(words["output_dir"])
     folder.mkdir(exist_ok=True)
     scores = {"eval_bleu": 20 + 10 * float(words.get("dropout", 0.3)), "eval_loss": 2.0, "train_minutes": 1.0}
     (folder / "all_results.json").write_text(json.dumps({**scores, "epoch": 3.0, "seed": 1}))
-    return CompletedProcess(command, 0)
+    return int(words.get("dropout") == "0.9")
+
+
+def ablate(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The table that the script writes."""
+    folder = path.parent / "runs"
+    monkeypatch.setattr(trials, "launch", trained)
+    monkeypatch.setattr("sys.argv", ["ablate.py", str(path), "--output_dir", str(folder), "--seed", "7"])
+    try:
+        load_script("ablate").main()
+    finally:
+        text = (folder / "ablation.md").read_text()
+    return text
 
 
 def test_the_table_compares_with_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials.subprocess, "run", trained)
-    words = ["ablate.py", str(write(tmp_path)), "--output_dir", str(tmp_path / "runs"), "--seed", "7"]
-    monkeypatch.setattr("sys.argv", words)
-    ablate.main()
-    text = (tmp_path / "runs" / "ablation.md").read_text()
+    text = ablate(write(tmp_path), monkeypatch)
     assert "| as it is | nothing | 23.00 | +0.00 | 2.000 | 1.0 | 3.0 |" in text
     assert "--dropout=0.1 | 21.00 | -2.00 |" in text and "--seed=7" in text
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, FILE.replace("dropout: 0.1", "dropout: 0.9"))
+    with pytest.raises(InputError, match=r"'less_dropout' did not finish .*less_dropout\.log"):
+        ablate(path, monkeypatch)
+    text = (tmp_path / "runs" / "ablation.md").read_text()
+    assert "| as it is |" in text and "| longer |" in text and "| less dropout |" not in text
 
 
 def test_a_failed_run_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "dropout=0.1"
     folder.mkdir(parents=True)
     (folder / "all_results.json").write_text("{}")  # of a run with other settings, which training refuses
-    monkeypatch.setattr(trials.subprocess, "run", lambda *args, **options: CompletedProcess(args, 1))
+    monkeypatch.setattr(trials, "launch", lambda command, output: 1)
     with pytest.raises(InputError, match=r"dropout=0\.1\.log"):
-        trials.train_run("recipe.yaml", [], folder, script=Path("train.py"), launcher="cpu.yaml")
+        train_run(PlannedRun("recipe.yaml", [], folder), script=Path("train.py"), launcher="cpu.yaml")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seed=3", "--seed can't be given for all runs"),
+        ("--dry_run", "--dry_run can't be given for all runs"),
+        ("--run-name=x", "--run_name can't be given for all runs"),
+        ("--d_model=100", "d_model"),
+        ("--max_steps=60", r"one.* holds a run of another length \(max_steps 50 -> 60\)"),
+        ("--num_train_epochs=3", None),
+    ],
+)
+def test_a_plan_is_checked_as_a_whole(tmp_path: Path, option: str, message: str | None) -> None:
+    write(tmp_path)
+    options = [option, "--position_encoding=rope", "--num_train_epochs=3"]
+    (tmp_path / "one" / "checkpoint-10").mkdir(parents=True)
+    run = PlannedRun(str(tmp_path / "recipe.yaml"), list(dict.fromkeys(options)), tmp_path / "one")
+    (tmp_path / "one" / "config_resolved.yaml").write_text("max_steps: 50\nnum_train_epochs: 3\n")
+    if message is None:
+        return check_plan([run], options, tmp_path, CPU, decided=("seed",))
+    with pytest.raises(InputError, match=message):
+        check_plan([run], options, tmp_path, CPU, decided=("seed",))
+
+
+@pytest.mark.parametrize("option", ["--predict_with_generate=false", "--train_file=data/train"])
+def test_runs_without_development_bleu_are_not_compared(tmp_path: Path, option: str) -> None:
+    write(tmp_path)
+    options = [option, "--metric_for_best_model=loss"]
+    with pytest.raises(InputError, match="one: runs are compared by their development BLEU"):
+        check_translated([PlannedRun(str(tmp_path / "recipe.yaml"), options, tmp_path / "one")])
+    check_translated([PlannedRun(str(tmp_path / "recipe.yaml"), [], tmp_path / "one")])
+
+
+def test_a_training_ends_with_the_script_that_started_it(tmp_path: Path) -> None:
+    """SIGTERM, which would leave a child running."""
+    program = "import sys; from pathlib import Path; from hf_mt.trials import launch\n"
+    child = f"open({str(tmp_path / 'started')!r}, 'w').close(); import time; time.sleep(60)"
+    program += f"launch([sys.executable, '-c', {child!r}], open({str(tmp_path / 'log')!r}, 'wb'))"
+    script = subprocess.Popen([sys.executable, "-c", program])
+    while not (tmp_path / "started").exists():
+        assert script.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(timeout=30) == 128 + signal.SIGTERM and len(children) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(children[0]), 0)
+
+
+def test_a_command_tells_its_exit_code(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with (tmp_path / "log").open("wb") as log:
+        assert [launch([sys.executable, "-c", f"print(7); exit({code})"], log) for code in (0, 3)] == [0, 3]
+    assert (tmp_path / "log").read_text() == "7\n7\n" and signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_the_ablations_of_the_project_are_valid(path: Path) -> None:
-    ablation = ablate.read_ablation(path, ["--train_file=data/train", "--validation_file=data/val"])
+    ablation = read_ablation(path, ["--train_file=data/train", "--validation_file=data/val"])
     assert len(ablation.runs) > 3 and not next(iter(ablation.runs.values()))
+    for run in ablation.planned(Path("runs")).values():
+        parse_experiment([run.recipe, *run.options])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_mt import batching
-from hf_mt.arguments import InputError
 from hf_mt.batching import TokenBatchSampler, TranslationCollator, padding_share
+from hf_mt.errors import InputError
 
 
 def corpus(pairs: int, seed: int = 0) -> np.ndarray:
@@ -225,13 +225,6 @@ def test_collator_pads_on_the_right_and_keeps_all(rows) -> None:
         assert ids[mask.bool()].tolist() == row["input_ids"]
         assert all(first >= second for first, second in pairwise(mask.tolist()))
     assert batch["input_ids"].shape == batch["attention_mask"].shape and batch["attention_mask"].dtype == torch.int64
-
-
-def test_collator_passes_on_the_index() -> None:
-    rows = [{"input_ids": [1], "labels": [2, 2], "index": index} for index in (7, 3)]
-    batch = TranslationCollator(TOKENIZER, label_pad=0)(rows)
-    assert batch["index"].tolist() == [7, 3]
-    assert "index" not in TranslationCollator(TOKENIZER)([{"input_ids": [1], "labels": [2]}])
 
 
 # --- several segmentations of each pair

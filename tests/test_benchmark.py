@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from scripts_on_path import load_script
+from torch import nn
 
 
 load_script("benchmarks")
 
 from benchmarks import jobs, suites, tables  # noqa: E402
-from benchmarks.meter import EnoughMeasured, Meter  # noqa: E402
+from benchmarks.meter import EnoughMeasured, Meter, leave_out_dropout  # noqa: E402
 
 from hf_mt import InputError  # noqa: E402
 
@@ -34,6 +35,15 @@ def test_warm_up_is_not_counted_and_the_rest_is_counted_once(tmp_path: Path) -> 
     assert result["target_tokens_per_second"] == pytest.approx(60 * result["steps"] / result["seconds"])
     assert (result["target_padding"], result["source_padding"], result["parameters"]) == (0.25, 0.0, 7)
     assert result["peak_mib"] > 10
+
+
+def test_dropout_inside_of_blocks_is_taken_away_and_no_other() -> None:
+    model = nn.Transformer(8, 2, 1, 1, 8, 0.3)
+    leave_out_dropout(model, ".dropout")
+    rates = {name.rpartition(".")[2]: module.p for name, module in model.named_modules() if "dropout" in name}
+    assert rates == {"dropout": 0.0, "dropout1": 0.3, "dropout2": 0.3, "dropout3": 0.3}
+    with pytest.raises(RuntimeError, match=r"no module is called \.\.\.feed_forward\.dropout_1"):
+        leave_out_dropout(model, "feed_forward.dropout_1")
 
 
 def plan(names: str) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:

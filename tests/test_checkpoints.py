@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_mt.arguments import InputError
 from hf_mt.checkpoints import (
     MANIFEST,
     STATE,
@@ -22,6 +21,7 @@ from hf_mt.checkpoints import (
     verify_checkpoint,
     whole_checkpoint,
 )
+from hf_mt.errors import InputError
 
 
 def write(run_folder: Path, step: int, weights: bytes = b"weights") -> Path:
@@ -67,6 +67,15 @@ def test_the_same_are_kept_as_by_transformers(limit: int | None, best: int | Non
         remove(tmp_path / name, limit, best and str(tmp_path / name / f"checkpoint-{best}"))
         kept.append({path.name for path in (tmp_path / name).iterdir()})
     assert kept[0] == kept[1] and len(kept[0]) <= max(limit or 5, 2)
+
+
+def test_one_that_was_not_planned_takes_no_place(tmp_path: Path) -> None:
+    kept = []
+    for step in (2, 4, 6, 7, 8, 9, 10):  # asked to end at 7 and 9
+        write(tmp_path, step)
+        remove_oldest(tmp_path, 3, str(tmp_path / "checkpoint-2"), lambda path: int(path.name[11:]) % 2 == 0)
+        kept.append([int(path.name[11:]) for path in checkpoints(tmp_path)])
+    assert kept[2:] == [[2, 4, 6], [2, 4, 6, 7], [2, 6, 8], [2, 6, 8, 9], [2, 8, 10]]
 
 
 def test_a_checkpoint_that_goes_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from hf_mt.model import HfMtForConditionalGeneration
+from hf_mt.model import HfMtConfig, HfMtForConditionalGeneration
 
 
 BATCH = {
@@ -71,6 +71,15 @@ def test_ties_are_set_as_transformers_sets_them(
     tiny_model(tie_embeddings=given).save_pretrained(tmp_path)
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, tie_word_embeddings=tied)
     assert loaded.config.tie_embeddings == expected and loaded.config.tie_word_embeddings == tied
+
+
+def test_the_finer_of_two_ways_to_tie_decides() -> None:
+    tied, loose = HfMtConfig(), HfMtConfig(tie_embeddings="none")
+    assert tied.to_dict()["tie_word_embeddings"] and "tie_word_embeddings" not in loose.to_dict()
+    assert HfMtConfig(tie_word_embeddings=False).tie_embeddings == "none"
+    for config in (tied, loose):
+        for tie in ("none", "decoder", "all"):
+            assert HfMtConfig(**{**config.to_dict(), "tie_embeddings": tie}).tie_embeddings == tie
 
 
 def test_depths_are_those_of_the_configuration(tiny_model: Build) -> None:

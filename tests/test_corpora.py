@@ -27,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_mt import cldr
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.cldr import KINDS, Kind, cldr_corpus, find_locale, open_phrase_book, usable_manners
 from hf_mt.corpora import TOY_TASKS, load_corpus, toy_corpus
+from hf_mt.errors import InputError
 from hf_mt.pair_files import read_lines
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import MarianTokenizer, MBartTokenizer, PreTrainedTokenizerFast
 
 from hf_mt import data as data_module
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
 from hf_mt.data import (
     FilterCounts,
@@ -26,6 +26,7 @@ from hf_mt.data import (
     prepare_data,
     tokenize_pairs,
 )
+from hf_mt.errors import InputError
 from hf_mt.tokenization import train_tokenizer
 
 
@@ -81,7 +82,7 @@ def test_each_filter_drops_and_counts_its_own() -> None:
     assert counts.found == {"empty": 2, "metadata": 2, "length ratio": 1, "duplicate": 1}
     assert [ODD["translation"].index(pair) for pair in kept["translation"]] == [0, 4, 7, 8, 9]
     assert counts.read == sum(counts.found.values()) + counts.kept == len(ODD)
-    assert counts.as_rows()[-1] == ("kept", len(kept)) and json.dumps(counts.as_rows())
+    assert counts.kept == len(kept)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from datasets import DatasetDict
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, pair_lengths, prepare_data
 from hf_mt.data_table import save_data_table, text_digests
+from hf_mt.errors import InputError
 from hf_mt.tokenization import train_tokenizer
 
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import matplotlib.image
@@ -10,8 +9,8 @@ import pytest
 from random_models import word_tokenizer
 from scripts_on_path import load_script
 
-from hf_mt import trials
-from hf_mt.encoding_comparison import comparison_table, length_buckets
+from hf_mt import InputError, trials
+from hf_mt.encoding_comparison import comparison_table, scores_by_length
 from hf_mt.scores import corpus_scores, sentence_scores, write_sentence_scores
 
 
@@ -46,7 +45,7 @@ def runs(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 def test_buckets_are_shares_of_the_cap_in_tokens(runs: dict[str, list[Path]]) -> None:
-    buckets = length_buckets(runs, cap=10)
+    buckets = scores_by_length(runs, cap=10)
     assert [(bucket.name, bucket.sentences) for bucket in buckets] == [
         ("1-5", 16), ("6-10", 16), ("11-15", 16), ("16-20", 8), ("21+", 8),
     ]  # fmt: skip
@@ -57,32 +56,39 @@ def test_buckets_are_shares_of_the_cap_in_tokens(runs: dict[str, list[Path]]) ->
 
 
 def test_differences_beyond_the_cap_are_significant_and_none_before(runs: dict[str, list[Path]]) -> None:
-    buckets = length_buckets(runs, cap=10)
+    buckets = scores_by_length(runs, cap=10)
     assert [bucket.p_value["rope"] for bucket in buckets[:2]] == [1.0, 1.0]
     assert max(bucket.p_value["rope"] or 0 for bucket in buckets[2:4]) < 0.05
     lines = comparison_table(buckets, runs).splitlines()
     rope = next(line for line in lines if "`rope`" in line)
-    assert rope.count("&#42;") == 2 and "100.0 ± 0.0 &#42;" in rope and "1,500" in rope and "| 3.0 |" in rope
+    assert rope.count("&#42;") == 2 and "100.0 ± 0.0 (0.0) &#42;" in rope and "1,500" in rope and "| 3.0 |" in rope
     assert "&#42;" not in next(line for line in lines if "`sinusoidal`" in line)
 
 
 def test_a_run_too_short_for_a_speed_has_none(runs: dict[str, list[Path]]) -> None:
     path = runs["rope"][1] / "all_results.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "train_target_tokens_per_second": None}))
-    lines = comparison_table(length_buckets(runs, cap=10), runs).splitlines()
+    lines = comparison_table(scores_by_length(runs, cap=10), runs).splitlines()
     cells = {name: next(line for line in lines if f"`{name}`" in line).split("|") for name in runs}
     assert cells["rope"][-4].strip() == "" and cells["sinusoidal"][-4].strip() == "1,500"
 
 
-def trained(command: list[Any], **options: Any) -> CompletedProcess:
+def test_runs_tested_on_different_sentences_are_not_compared(runs: dict[str, list[Path]]) -> None:
+    others = [f"{source} more" for source in SOURCES]
+    write_sentence_scores(runs["rope"][1] / "test_scores.tsv", sentence_scores(others, SOURCES, SOURCES))
+    with pytest.raises(InputError, match=r"sinusoidal-1 and .*rope-2 were tested on different sentences"):
+        scores_by_length(runs, cap=10)
+
+
+def trained(command: list[str], output: Any) -> int:
     """Stands for `accelerate launch scripts/train.py`."""
-    words = dict(word.lstrip("-").split("=", 1) for word in map(str, command) if word.startswith("--") and "=" in word)
+    words = dict(word.lstrip("-").split("=", 1) for word in command if word.startswith("--") and "=" in word)
     make_run(Path(words["output_dir"]), 9 if words["position_encoding"] == "none" else 19, int(words["seed"]))
-    return CompletedProcess(command, 0)
+    return 0
 
 
 def test_the_script_trains_each_encoding_with_each_seed(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(trials.subprocess, "run", trained)
+    monkeypatch.setattr(trials, "launch", trained)
     (tmp_path / "recipe.yaml").write_text(
         "dataset_name: cldr\nsource_lang: en\ntarget_lang: de\nmax_source_length: 10\n"
     )

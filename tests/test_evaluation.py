@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from random_models import MODELS, SENTENCES, word_tokenizer
 from hf_mt import InputError
 from hf_mt.comet import comet_score
 from hf_mt.evaluation import EvaluationArguments, evaluate_model, parse_evaluation
+from hf_mt.metric import TranslationMetric
 from hf_mt.scores import (
     SentenceScore,
-    TranslationMetric,
-    _packages_only,
     corpus_scores,
     read_sentence_scores,
     scores_of_tokenized,
@@ -130,13 +128,7 @@ def test_evaluate_itself_would_score_letters() -> None:
     assert evaluate.Metric.compute(TranslationMetric(), predictions="a cat", references="a dog")["chrf"] > 0
 
 
-def test_script_does_not_stand_in_for_the_package_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])  # as for every script in that folder
-    assert PathFinder.find_spec("evaluate").origin == str(SCRIPT)
-    with _packages_only():
-        assert PathFinder.find_spec("evaluate").origin == evaluate.__file__
-    assert sys.path[0] == str(SCRIPT.parent)
-
+def test_the_script_is_not_taken_for_the_package_of_its_name() -> None:
     run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
     assert run.returncode == 2 and "nothing to evaluate" in run.stderr
 

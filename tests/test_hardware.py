@@ -13,7 +13,7 @@ import torch
 from random_models import SENTENCES, build, word_tokenizer
 
 from hf_mt import Translator
-from hf_mt.hardware import side_by_side
+from hf_mt.hardware import map_in_threads
 
 
 @pytest.fixture(params=[1, 2])
@@ -32,7 +32,7 @@ def test_results_come_in_order_and_each_has_one_thread(threads: int) -> None:
         time.sleep(0.02 if item == 0 else 0.002)  # the first is the last to be ready
         return item, torch.get_num_threads()
 
-    assert list(side_by_side(work, range(8))) == [(item, 1) for item in range(8)]
+    assert list(map_in_threads(work, range(8))) == [(item, 1) for item in range(8)]
     assert len(seen) == threads and torch.get_num_threads() == threads
 
 
@@ -41,7 +41,7 @@ def test_an_error_reaches_the_caller_and_threads_come_back(threads: int) -> None
         return 1 // item
 
     with pytest.raises(ZeroDivisionError):
-        list(side_by_side(work, [1, 2, 0, 3]))
+        list(map_in_threads(work, [1, 2, 0, 3]))
     assert torch.get_num_threads() == threads
 
 
@@ -69,7 +69,7 @@ def test_samples_are_drawn_in_one_thread(threads: int) -> None:
 
 MEMORY = """
 import json, os, torch
-from hf_mt.hardware import keep_freed_memory, release_freed_memory, side_by_side
+from hf_mt.hardware import keep_freed_memory, release_freed_memory, map_in_threads
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -81,7 +81,7 @@ def work(item):
 keep_freed_memory()
 torch.set_num_threads(2)
 found = [resident()]
-list(side_by_side(work, range(4)))
+list(map_in_threads(work, range(4)))
 found.append(resident())
 release_freed_memory()
 print(json.dumps([*found, resident()]))
@@ -98,14 +98,14 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
 
 DENORMAL = """
 import json, torch
-from hf_mt.hardware import prepare_hardware, side_by_side
+from hf_mt.hardware import prepare_hardware, map_in_threads
 
 if {prepared}:
     prepare_hardware(2)
 torch.set_num_threads(2)
 numbers = torch.full((2**20,), 1e-20)
 left = [int((numbers * 1e-20).count_nonzero())]  # by both threads; 1e-40 is below what float32 has whole
-left += side_by_side(lambda _: int((numbers[:10] * 1e-20).count_nonzero()), range(2))
+left += map_in_threads(lambda _: int((numbers[:10] * 1e-20).count_nonzero()), range(2))
 print(json.dumps(left))
 """
 

@@ -29,7 +29,7 @@ from hf_mt.tokenization import train_tokenizer
 ROOT = Path(__file__).parents[1]
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 CODE = {path.name for path in Path(str(travelling_folder.__file__)).parent.glob("*.py")} - {"__init__.py"}
-SENT = MODEL | CODE | {"README.md", "report/curves.png"}
+SENT = MODEL | CODE | {"README.md", "report/course-by-step.png"}
 PLANTED = (
     "generated_predictions.txt",
     "test_scores.tsv",

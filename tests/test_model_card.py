@@ -83,7 +83,7 @@ def write_run(folder: Path, sample: dict[str, str] = PLAIN) -> Path:
     rows = [{**PLAIN, "step": 20}, {**sample, "step": 40}, {**PLAIN, "step": 60}]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "report").mkdir(exist_ok=True)
-    (folder / "report" / "curves.png").write_bytes(b"\x89PNG")
+    (folder / "report" / "course-by-step.png").write_bytes(b"\x89PNG")
     return folder
 
 
@@ -150,7 +150,7 @@ def test_a_histogram_is_no_column(run: Path) -> None:
 
 SECTIONS = {
     "all_results.json": "## Results",
-    "report/curves.png": "![curves](report/curves.png)",
+    "report/course-by-step.png": "![curves](report/course-by-step.png)",
     "samples.jsonl": "## Samples",
     "data_table.json": "| Pairs | read | empty | too long | kept |",
     "config.json": "## Architecture",
@@ -206,13 +206,40 @@ def test_languages_are_codes_that_the_hub_knows(run: Path, code: str, shown: lis
     assert ModelCard.load(run / "README.md").data.language == shown
 
 
+def test_each_side_is_told_with_its_own_encoding(run: Path) -> None:
+    config = HfMtConfig(encoder_position_encoding="t5", decoder_position_encoding="alibi").to_dict()
+    write_json(run / "config.json", config)
+    card = card_of(run)
+    assert "with `t5` and `alibi` position encoding" in card and "1910.10683" in card and "2108.12409" in card
+    assert {"position-encoding:t5", "position-encoding:alibi"} <= set(ModelCard.load(run / "README.md").data.tags)
+    assert "position-encoding:rope" not in card
+
+
+def test_versions_are_those_of_the_run(run: Path) -> None:
+    assert "| torch |" not in card_of(run)  # nobody knows them any more
+    write_json(run / "environment.json", {"torch": "1.2.3", "transformers": "4.5.6", "Python": "3.11"})
+    card = card_of(run)
+    assert "| torch | 1.2.3 |" in card and "| transformers | 4.5.6 |" in card and "| hf_mt | 0.1.0 |" in card
+
+
+def test_data_is_named_by_its_files_where_there_is_no_data_set(run: Path) -> None:
+    settings = yaml.safe_load((run / "config_resolved.yaml").read_text())
+    settings |= {"dataset_name": None, "test_file": "data/test_2016"}
+    (run / "config_resolved.yaml").write_text(yaml.safe_dump(settings))
+    card = card_of(run)
+    assert "## Training data\n\ntrain\n" in card and "- Data: test set of test_2016\n" in card
+    assert "from_pretrained('path/to/run'" in card and "from_pretrained('user/name'" in card_of(
+        run, repo_id="user/name"
+    )
+
+
 def test_paths_and_secrets_stay_at_home(run: Path) -> None:
     raw = (run / "config_resolved.yaml").read_text()
     leaks = ("somebody", "hf_aaaa", "private")
     assert all(leak in raw for leak in leaks)
     card = card_of(run)
     assert not [leak for leak in leaks if leak in card]
-    assert "train_file: train\n" in card and "output_dir: run\n" in card and "dataset_name: user/corpus\n" in card
+    assert "train_file: train\n" in card and "output_dir" not in card and "dataset_name: user/corpus\n" in card
     assert without_path("source_prefix", "en/de: ") == "en/de: "
 
 
@@ -250,13 +277,13 @@ def test_sentences_change_nothing_but_what_is_read(tmp_path: Path, sentence: str
 
 
 def test_sentences_that_are_not_escaped_do_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markdown, "inert", lambda text: text)
+    monkeypatch.setattr(markdown, "escape_markdown", lambda text: text)
     harmless = [sentence for i, sentence in enumerate(HOSTILE) if is_harmless(tmp_path / str(i), sentence)]
     assert harmless == [HOSTILE[8], HOSTILE[11]]  # bare addresses, which this parser leaves alone
 
 
 def test_bare_addresses_become_no_links() -> None:
-    shown = markdown.inert("www.evil.example HTTP://evil.example a@evil.example")
+    shown = markdown.escape_markdown("www.evil.example HTTP://evil.example a@evil.example")
     assert not re.search(r"www\.|://|@", shown, flags=re.IGNORECASE)
 
 
@@ -307,7 +334,7 @@ def test_a_checkpoint_takes_what_is_the_runs_from_above(run: Path) -> None:
         (run / name).rename(checkpoint / name)
     card = card_of(checkpoint, repo_id="user/name")
     assert "## Training log" in card and "## Hyperparameters" in card and "A dog runs" in card
-    assert "report/curves.png" not in card
+    assert "report/course-by-step.png" not in card
     other = run / "elsewhere"
     other.mkdir()
     assert "## Hyperparameters" not in card_of(other)
@@ -315,7 +342,7 @@ def test_a_checkpoint_takes_what_is_the_runs_from_above(run: Path) -> None:
 
 def test_a_card_beside_other_cards_shows_no_image_it_cannot_reach(run: Path, tmp_path: Path) -> None:
     card = card_of(run, path=tmp_path / "model_cards" / "multi30k.md")
-    assert "## Results" in card and "report/curves.png" not in card
+    assert "## Results" in card and "report/course-by-step.png" not in card
     assert not (run / "README.md").exists()
 
 

@@ -371,9 +371,11 @@ def test_outputs_of_the_encoder_can_be_used_again(tiny_model: Build) -> None:
 
 def test_embeddings_can_take_the_place_of_ids(tiny_model: Build) -> None:
     model = tiny_model()
-    embedded = model.get_input_embeddings()(SOURCE) * 32**0.5
+    embedded = model.get_input_embeddings()(SOURCE)
     given = model(inputs_embeds=embedded, attention_mask=BATCH["attention_mask"], labels=LABELS).logits
     torch.testing.assert_close(given, logits(model))
+    moved = model(inputs_embeds=embedded * 32**0.5, attention_mask=BATCH["attention_mask"], labels=LABELS).logits
+    assert not moved.allclose(given, atol=1e-2), "they are scaled by the model"
     with pytest.raises(ValueError, match="exactly one"):
         model(input_ids=SOURCE, inputs_embeds=embedded, labels=LABELS)
     with pytest.raises(ValueError, match="exactly one"):
@@ -400,6 +402,43 @@ def test_attentions_and_hidden_states_have_their_shapes(tiny_model: Build) -> No
     assert not output.cross_attentions[0][1, ..., 4:].any(), "padding is not attended to"
     assert not output.decoder_attentions[0].triu(1).any(), "nor is the future"
     assert output.encoder_attentions[0].triu(1).any()
+
+
+def test_one_hidden_state_can_be_asked_for_where_stacks_differ_in_depth(tiny_model: Build) -> None:
+    model = tiny_model(encoder_layers=3, decoder_layers=1)
+    last = model(**BATCH, output_hidden_states=-1)
+    whole = model(**BATCH, output_hidden_states=True)
+    for side in ("encoder_hidden_states", "decoder_hidden_states"):
+        (found,) = [states for states in last[side] if states is not None]
+        assert torch.equal(found, whole[side][-1]) and not torch.equal(found, whole[side][0])
+
+
+class Adapter(torch.nn.Module):
+    """A head as PEFT wraps it: its `weight` is that of what it wraps."""
+
+    def __init__(self, base_layer: torch.nn.Linear):
+        super().__init__()
+        self.base_layer = base_layer
+        self.low_rank = torch.nn.Parameter(torch.randn(base_layer.weight.shape) / 10)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(hidden_states) + hidden_states @ self.low_rank.T
+
+
+def test_the_loss_is_that_of_the_head_with_its_adapter(tiny_model: Build) -> None:
+    model = tiny_model()
+    plain = model(**BATCH).loss
+    model.lm_head = Adapter(model.lm_head)
+    output = model(**BATCH)
+    expected = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), LABELS.flatten())
+    torch.testing.assert_close(output.loss, expected)
+    assert not output.loss.allclose(plain, atol=1e-3)
+    output.loss.backward()
+    assert model.lm_head.low_rank.grad.abs().sum() > 0
 
 
 def test_nothing_is_recorded_unless_asked_for(tiny_model: Build) -> None:

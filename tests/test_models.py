@@ -64,7 +64,6 @@ def test_generation_is_not_cut_at_twenty_tokens(tokenizer: Any, data: PreparedDa
         ("--dropout 1.5", "dropout"),
         ("--activation_function rulu", "rulu"),
         ("--position_encoding t5 --relative_attention_max_distance 2", "relative_attention_max_distance"),
-        ("--position_encoding alibi --attn_implementation flash_attention_2", "Flash"),
         ("--position_encoding shaw --attn_implementation sdpa", "scaled_dot_product"),
     ],
 )

@@ -42,10 +42,18 @@ def test_counts_are_those_of_plain_loops(size: int) -> None:
     assert (found.bleu_with_padding, found.accuracy_with_padding, found.padding) == pytest.approx(expected)
 
 
+def test_without_padding_it_is_what_one_sentence_a_batch_gives_where_lengths_agree() -> None:
+    hypotheses = [[word if place % 3 else "x" for place, word in enumerate(row)] for row in REFERENCES]
+    found, alone = (count_padding(hypotheses, REFERENCES, sentences_per_batch=size) for size in (16, 1))
+    assert (found.bleu, found.accuracy) == pytest.approx((alone.bleu_with_padding, alone.accuracy_with_padding))
+    assert found.bleu_with_padding > found.bleu + 0.1 and found.accuracy_with_padding > found.accuracy + 0.1
+
+
 def test_a_model_that_says_nothing_looks_as_if_it_had_learnt_something() -> None:
     nothing: list[list[str]] = [[] for _ in REFERENCES]
     found = count_padding(nothing, REFERENCES)
     assert found.bleu_with_padding > 0.25 and found.accuracy_with_padding > 0.4
+    assert found.bleu < 0.01 and found.accuracy < 0.05
     alone = count_padding(nothing, REFERENCES, sentences_per_batch=1)  # the control: hardly any padding in common
     assert alone.bleu_with_padding < 0.05 and alone.padding == 0
     honest = sacrebleu.corpus_bleu([" ".join(row) for row in nothing], [[" ".join(row) for row in REFERENCES]])

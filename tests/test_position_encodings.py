@@ -292,12 +292,13 @@ def test_a_bias_reaches_the_kernel(model: HfMtForConditionalGeneration, monkeypa
     assert moved > FAR if says(model, "uses_bias") else moved == 0
 
 
-def test_flash_attention_is_refused_where_it_would_drop_a_bias(model: HfMtForConditionalGeneration) -> None:
-    refused = says(model, "uses_bias") or says(model, "widens")
-    assert model._supports_flash_attn is not refused
-    if refused:
-        with pytest.raises(ValueError, match="Flash Attention 2"):
-            model.set_attn_implementation("flash_attention_2")
+def test_flash_attention_is_refused_by_each_of_its_names(model: HfMtForConditionalGeneration) -> None:
+    with pytest.raises(ValueError, match="Flash Attention 2"):
+        model.set_attn_implementation("flash_attention_2")
+    full_logits(model)
+    model.config._attn_implementation = "kernels-community/flash-attn2"  # which transformers asks nobody about
+    with pytest.raises(ValueError, match="use sdpa or eager"):
+        full_logits(model)
 
 
 def test_bfloat16_is_close_to_float32(model: HfMtForConditionalGeneration, tiny_model: Build, changes: dict) -> None:

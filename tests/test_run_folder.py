@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from hf_mt import text_files
-from hf_mt.arguments import InputError, TranslationTrainingArguments
+from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment, valid_keys
 from hf_mt.key_rules import SECRET_KEYS
-from hf_mt.run_folder import open_run_folder, save_config
+from hf_mt.run_folder import CONFIG_NAME, open_run_folder, save_config
 
 
 LANGUAGES = ["--source_lang", "en", "--target_lang", "de"]
@@ -200,15 +202,34 @@ def test_a_config_of_another_version_is_read(tmp_path, caplog):
         opened(parse(f"--output_dir={tmp_path}", "--cldr_seed=3"))
 
 
-@pytest.mark.parametrize("schedule, warned", [("linear", True), ("inverse_sqrt", False)])
-def test_a_new_length_under_a_schedule_that_depends_on_it_is_told(tmp_path, caplog, schedule, warned):
-    words = [f"--output_dir={tmp_path}", f"--lr_scheduler_type={schedule}"]
+def test_a_warm_up_that_an_older_version_took_without_effect_is_no_difference(tmp_path):
+    words = [f"--output_dir={tmp_path}", "--lr_scheduler_type=constant"]
+    opened(parse(*words))
+    config = tmp_path / CONFIG_NAME
+    config.write_text(re.sub(r"(?m)^warmup_steps: .*$", "warmup_steps: 1000", config.read_text()))
+    (tmp_path / "checkpoint-1").mkdir()
+    assert opened(parse(*words)) == "resume" and parse(*words).resolved["warmup_steps"] == 0
+    with pytest.raises(InputError, match="lr_scheduler_type: constant -> constant_with_warmup"):
+        opened(parse(f"--output_dir={tmp_path}", "--lr_scheduler_type=constant_with_warmup", "--warmup_steps=5"))
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--lr_scheduler_type=linear"], "with it the learning rate of the linear schedule from here on: the"),
+        (["--lr_scheduler_type=inverse_sqrt", "--r_drop=5", "--r_drop_start=0.5"], "with it the step at which R-Drop"),
+        (["--lr_scheduler_type=inverse_sqrt"], None),
+    ],
+)
+def test_a_new_length_is_told_where_something_depends_on_it(tmp_path, caplog, options, told):
+    words = [f"--output_dir={tmp_path}", *options]
     opened(parse(*words))
     (tmp_path / "checkpoint-1").mkdir()
     opened(parse(*words))
     assert not caplog.text
     opened(parse(*words, "--num_train_epochs=9"))
-    assert ("the length of training changed" in caplog.text) is warned
+    assert (told or "the length of training changed") in caplog.text or not told
+    assert ("the length of training changed" in caplog.text) is (told is not None)
 
 
 def test_a_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

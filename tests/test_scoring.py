@@ -11,6 +11,7 @@ from scripts_on_path import load_script
 
 from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError, Translator
 from hf_mt.attention import cross_attention
+from hf_mt.data import encode_pairs
 from hf_mt.losses import loss_sums
 from hf_mt.scoring import corpus_perplexity, score_pairs
 
@@ -76,6 +77,21 @@ def test_the_mode_of_the_model_is_given_back() -> None:
     assert translator.model.training
 
 
+def test_a_language_behind_the_end_of_sentence_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in mBART's targets; a token before the end is scored."""
+    translator = Translator(MODELS["rope"][-1]().double().eval(), word_tokenizer())
+    expected = score_pairs(translator, SOURCES, TARGETS)
+    rows = encode_pairs(SOURCES, TARGETS, translator.tokenizer)
+    for labels in rows["labels"]:
+        labels.append(9)
+    monkeypatch.setattr("hf_mt.scoring.encode_pairs", lambda *args, **options: rows)
+    assert score_pairs(translator, SOURCES, TARGETS) == expected
+    for labels in rows["labels"]:
+        labels.insert(-2, 9)
+    longer = score_pairs(translator, SOURCES, TARGETS)
+    assert [score.num_tokens for score in longer] == [score.num_tokens + 1 for score in expected]
+
+
 def test_bad_pairs_are_refused() -> None:
     translator = Translator(MODELS["learned"][-1]().eval(), word_tokenizer())
     with pytest.raises(InputError, match="2 sources, but 1 targets"):
@@ -117,6 +133,22 @@ def test_attention_of_a_pair_sums_to_one_over_the_source(translator: Translator)
         assert torch.allclose(one.weights.sum(-1), torch.ones(()), atol=1e-5)
         assert one.weights.std() > 0
     assert translator.model.config._attn_implementation == kernel
+
+
+def test_what_fails_leaves_kernel_and_mode_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["rope"][-1]().train()
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setattr("hf_mt.attention._one", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cross_attention(Translator(model, word_tokenizer()), SOURCES[:1], TARGETS[:1])
+    assert model.config._attn_implementation == "sdpa" and model.training
+
+
+def test_dropout_is_left_out_of_attention() -> None:
+    model = HfMtForConditionalGeneration(HfMtConfig(**SIZES, dropout=0.5)).train()
+    translator = Translator(model, word_tokenizer())
+    one, other = (cross_attention(translator, SOURCES[:1], TARGETS[:1])[0] for _ in range(2))
+    assert one is not None and other is not None and torch.equal(one.weights, other.weights)
 
 
 def test_a_pair_too_long_for_the_model_has_no_attention() -> None:

@@ -123,7 +123,7 @@ def test_a_run_from_training_to_translation(config: Path, tmp_path: Path, capsys
     for part in ("split", "Training from the start", "epoch", "dev loss", "verdict", "bleu: nrefs:1"):
         assert part in out
     expected = {"all_results.json", "generated_predictions.txt", "config_resolved.yaml", "trainer_state.json"}
-    expected |= {"report/curves.png", "README.md", "samples.jsonl", "data_table.json", "model.safetensors"}
+    expected |= {"report/course-by-step.png", "README.md", "samples.jsonl", "data_table.json", "model.safetensors"}
     expected |= {"tokenizer.json", "generation_config.json", "modeling_hf_mt.py", "position_encodings.py"}
     assert expected <= files(folder)
     results = json.loads((folder / "all_results.json").read_text())
@@ -219,7 +219,7 @@ def test_wandb_offline_records_a_run(config: Path, tmp_path: Path, capsys: Any, 
     wandb.finish()  # as at the end of a process
     (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     media = {path.parent.name + "/" + path.name.split("_")[0] for path in tmp_path.glob("wandb/*/files/media/**/*.*")}
-    assert {"table/samples", "report/curves", "report/bleu-by-length"} <= media, media
+    assert {"table/samples", "report/course-by-step", "report/bleu-by-length"} <= media, media
     wanted, end = (b"report-", b"index.html", b"test_bleu", b"eval_chrf"), time.monotonic() + 60
     while not all(words in record_content(record) for words in wanted):  # a process of its own writes it
         assert time.monotonic() < end, [words for words in wanted if words not in record_content(record)]

@@ -9,7 +9,7 @@ from random_models import EOS, POSITIONS, SENTENCES, SIZES, build, word_tokenize
 from torch import Tensor, nn
 
 from hf_mt import HfMtConfig, InputError, generation, search
-from hf_mt.generation import generate_batch, is_search, length_limits
+from hf_mt.generation import generate_batch, length_limits, uses_own_search
 from hf_mt.model import POSITION_ENCODINGS, HfMtForConditionalGeneration
 from hf_mt.search import largest
 
@@ -84,7 +84,7 @@ def test_the_searches_differ(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", POSITION_ENCODINGS)
 def test_all_but_one_scheme_are_searched_here(name: str) -> None:
-    assert is_search(random_model(name), {"num_beams": 2}) == (name in SEARCHED)
+    assert uses_own_search(random_model(name), {"num_beams": 2}) == (name in SEARCHED)
 
 
 def test_the_start_is_that_of_the_generation_configuration(rope: nn.Module) -> None:
@@ -164,13 +164,13 @@ def test_the_cache_is_written_and_not_copied() -> None:
 
 
 def test_other_models_and_kernels_are_left_to_generate(tiny_model: Build) -> None:
-    assert not generation.is_search(build("marian"), {})
-    assert generation.is_search(tiny_model(), {})
-    assert generation.is_search(tiny_model(), {"num_beams": 5, "length_penalty": 0.8, "early_stopping": True})
-    assert not generation.is_search(tiny_model(), {"forced_bos_token_id": 7})
+    assert not generation.uses_own_search(build("marian"), {})
+    assert generation.uses_own_search(tiny_model(), {})
+    assert generation.uses_own_search(tiny_model(), {"num_beams": 5, "length_penalty": 0.8, "early_stopping": True})
+    assert not generation.uses_own_search(tiny_model(), {"forced_bos_token_id": 7})
     model = tiny_model()
-    model.config._attn_implementation = "flash_attention_2"
-    assert not generation.is_search(model, {})
+    model.config._attn_implementation = "flex_attention"
+    assert not generation.uses_own_search(model, {})
 
 
 @pytest.mark.parametrize(("size", "count"), [(6000, 10), (40, 10), (11, 10), (7, 1), (3, 3), (50, 2)])

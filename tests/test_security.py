@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from test_scripts import ROOT, TINY, TUNING, run
 from wandb_record import record_content
 
-from hf_mt.arguments import InputError
 from hf_mt.averaging import checkpoint_weights
 from hf_mt.checkpoints import MANIFEST, verify_checkpoint
+from hf_mt.command_line import run_script
 from hf_mt.corpora import load_corpus
+from hf_mt.errors import InputError
 from hf_mt.evaluation import evaluate_model, parse_evaluation
-from hf_mt.experiment import parse_experiment, run_script
+from hf_mt.experiment import parse_experiment
 from hf_mt.model_card import write_model_card
 from hf_mt.models import _pretrained_model
 from hf_mt.pretrained import load_seq2seq

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_mt import experiment
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
 from hf_mt.settings import COMMAND_LINE, Quoted, Setting, convert, read_yaml, yaml_value
 

@@ -22,7 +22,7 @@ from random_models import MODELS, SENTENCES, build, logged, word_tokenizer
 from hf_mt import InputError, Translator, shards
 from hf_mt.hypotheses import Tally
 from hf_mt.shards import translate
-from hf_mt.translation_input import Sentences, TextColumn, TextFile, open_source
+from hf_mt.translation_input import Sentences, TextColumn, TextFile, open_input
 from hf_mt.translation_output import write_translations
 
 
@@ -309,7 +309,7 @@ def test_a_column_is_translated_as_lines_are(
     path = tmp_path / f"set.{suffix}"
     data = Dataset.from_dict({"id": list(range(len(texts))), "text": texts})
     getattr(data, {"jsonl": "to_json"}.get(suffix, f"to_{suffix}"))(path)
-    source = open_source(dataset=str(path), column="text")
+    source = open_input(dataset=str(path), column="text")
     assert list(source) == texts
     translate(translator, source, str(tmp_path / "out"), shard_size=2, say=print, **OPTIONS)
     assert (tmp_path / "out").read_bytes() == at_once(translator, texts, tmp_path)
@@ -317,23 +317,23 @@ def test_a_column_is_translated_as_lines_are(
         TextColumn(str(path), "txt")
     with pytest.raises(InputError, match="'test' is not there; choose one with --split: train"):
         TextColumn(str(path), "text", "test")
-    with pytest.raises(InputError, match="row 1: found a int"):
+    with pytest.raises(InputError, match="row 1: 'id' is a int"):
         list(TextColumn(str(path), "id"))
 
 
 def test_a_column_of_dictionaries_has_columns(tmp_path: Path, hub_cache: None) -> None:
     pairs = [{"en": f"w{number}", "de": "w9"} for number in range(4, 8)]
     Dataset.from_dict({"translation": pairs}).to_json(tmp_path / "set.jsonl")
-    source = open_source(dataset=str(tmp_path / "set.jsonl"), column="translation.en")
+    source = open_input(dataset=str(tmp_path / "set.jsonl"), column="translation.en")
     assert list(source) == ["w4", "w5", "w6", "w7"]
     with pytest.raises(InputError, match="no column 'translation'"):
-        open_source(dataset=str(tmp_path / "set.jsonl"), column="translation")
+        open_input(dataset=str(tmp_path / "set.jsonl"), column="translation")
 
 
 def test_a_row_without_text_is_refused(tmp_path: Path, hub_cache: None) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("w4", None)))
-    with pytest.raises(InputError, match="row 2: found a NoneType"):
+    with pytest.raises(InputError, match="row 2: 'text' is a NoneType"):
         list(TextColumn(str(path), "text"))
 
 
@@ -352,7 +352,7 @@ def test_a_row_without_text_is_refused(tmp_path: Path, hub_cache: None) -> None:
 )
 def test_half_an_input_or_two_are_refused(given_options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_source(**given_options)
+        open_input(**given_options)
 
 
 def write_program(folder: Path, patch: str) -> tuple[Path, dict[str, str]]:

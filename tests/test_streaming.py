@@ -22,13 +22,15 @@ import torch
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from hf_mt import HfMtConfig, HfMtForConditionalGeneration
-from hf_mt.arguments import DataArguments, InputError, TranslationTrainingArguments
+from hf_mt.arguments import DataArguments, TranslationTrainingArguments
 from hf_mt.corpora import load_corpus, stream_pairs
 from hf_mt.data import prepare_data
 from hf_mt.dry_run import dry_run
+from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
+from hf_mt.load_data import load_data
 from hf_mt.pair_stream import PairStream
-from hf_mt.streaming import POSITION, BatchStream, load_data
+from hf_mt.streaming import POSITION, BatchStream
 from hf_mt.tokenization import train_tokenizer
 from hf_mt.training import TranslationTrainer
 

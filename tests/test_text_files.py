@@ -16,7 +16,7 @@ def test_a_stream_of_lines_ends_at_line_feeds_alone() -> None:
     raw = "\ufeffone\u2028still one\r\ntwo\x85\n\nfour".encode()
     assert list(read_stream(BytesIO(raw), "x")) == ["one\u2028still one", "two\x85", "", "four"]
     assert len(raw.decode().splitlines()) > 4
-    for bad, message in ((b"a\nb\xe9\n", "x, line 2, byte 2: not UTF-8"), (b"a\n\nb\0", "x, line 3: a NUL")):
+    for bad, message in ((b"a\nb\xe9\n", "x, line 2, byte 2: 0xe9 is not UTF-8"), (b"a\n\nb\0", "x, line 3: a NUL")):
         with pytest.raises(InputError, match=message):
             list(read_stream(BytesIO(bad), "x"))
 
@@ -56,7 +56,7 @@ def test_an_error_of_something_else_is_not_one_of_the_file(tmp_path: Path) -> No
 
 def test_a_closed_pipe_ends_a_script_without_a_traceback() -> None:
     main = "def main():\n  while True: print('line', flush=True)\n"
-    script = f"from hf_mt.experiment import run_script\n{main}run_script(main)"
+    script = f"from hf_mt.command_line import run_script\n{main}run_script(main)"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()

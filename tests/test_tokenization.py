@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, MBart50Tokenizer, PreTrainedTokenizerFast
 
 from hf_mt import tokenization
-from hf_mt.arguments import DataArguments, InputError, ModelArguments
+from hf_mt.arguments import DataArguments, ModelArguments
+from hf_mt.errors import InputError
 from hf_mt.tokenization import (
     SPECIAL_TOKENS,
     check_same_tokens,

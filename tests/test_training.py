@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError
+from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError, training
 from hf_mt.arguments import DataArguments, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
@@ -211,6 +211,11 @@ def test_skipped_steps_leave_no_trace(
     assert len(rows) == 8 and rows[-1]["skipped_steps"] == 2
     assert [math.isnan(row["smoothed_loss"]) for row in rows] == [False, False, True, True] + [False] * 4
     assert all(weight.isfinite().all() for weight in skipping.model.parameters())
+    stopped = trainer(ours(), data, tokenizer, arguments(tmp_path / "before", **{**settings, "max_steps": 2}))
+    stopped.train()
+    after = sick_at(trainer(ours(), data, tokenizer, arguments(tmp_path, **{**settings, "max_steps": 4})), 3, 4)
+    after.train()
+    assert same(weights(after.model), weights(stopped.model)), "neither gradient nor momentum nor decay moved them"
     spoilt = sick_at(trainer(ours(), data, tokenizer, arguments(tmp_path, **settings)), 3, 4)
     spoilt.non_finite.check = lambda *args: None  # control: without the check
     spoilt.train()
@@ -360,6 +365,44 @@ def test_sigterm_saves_where_it_comes_and_nothing_is_lost(
     assert same(weights(whole.model), weights(resumed.model))
     assert _scores(whole) == _scores(resumed) and len(_scores(whole)) == 3
     assert whole.state.best_global_step == resumed.state.best_global_step
+
+
+def test_sigterm_leaves_the_mean_of_checkpoints_as_it_is(
+    data: PreparedData, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaged = []
+    mean = training.average_checkpoints
+    monkeypatch.setattr(
+        training,
+        "average_checkpoints",
+        lambda folders: averaged.append([folder.name for folder in folders]) or mean(folders),
+    )
+    settings = {**CHECKPOINTED, "max_steps": 9, "average_checkpoints": 2}
+    trainer(ours(), data, tokenizer, arguments(tmp_path / "whole", **settings)).train()
+    for step in (5, 8):
+        stopped = trainer(ours(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+        _signal_in(stopped, "compute_loss", step)
+        stopped.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
+        assert (tmp_path / "cut" / f"checkpoint-{step}").is_dir()
+    resumed = trainer(ours(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "cut"))
+    assert averaged == [["checkpoint-6", "checkpoint-9"]] * 2
+
+
+def test_numbers_logged_after_an_interruption_are_of_all_their_steps(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "max_steps": 9, "logging_steps": 4}
+    whole = trainer(ours(), data, tokenizer, arguments(tmp_path, **settings))
+    whole.train()
+    resumed = trainer(ours(), data, tokenizer, arguments(tmp_path / "again", **settings))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert curve(whole, "loss", "accuracy", "padding_share") == curve(resumed, "loss", "accuracy", "padding_share")
+    seconds = [sum(row.get("train_seconds", 0) for row in run.state.log_history) for run in (whole, resumed)]
+    forgetful = trainer(ours(), data, tokenizer, arguments(tmp_path / "other", **settings))
+    forgetful.meter.go_on = lambda unread: None  # control
+    forgetful.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert curve(whole, "loss") != curve(forgetful, "loss") and min(seconds) > 0
 
 
 def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(
@@ -571,6 +614,9 @@ def test_early_stopping_counts_on_after_an_interruption(data: PreparedData, toke
         resumed = trainer(ours(), data, tokenizer, arguments(tmp_path / str(step), **settings))
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed.state.global_step == end
+    longer = trainer(ours(), data, tokenizer, arguments(tmp_path / "longer", **{**settings, "max_steps": 90}))
+    longer.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{end}"))
+    assert longer.state.global_step > end, "who asks for a longer training asks for new patience"
 
 
 def test_the_mean_of_checkpoints_is_kept_only_if_it_is_better(

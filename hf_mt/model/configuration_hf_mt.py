@@ -121,7 +121,10 @@ class HfMtConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        tied = kwargs.pop("tie_word_embeddings", None)
         super().__post_init__(**kwargs)
+        if tied is False and self.tie_embeddings == "all":  # its default; of the two, it tells more
+            self.tie_embeddings = "none"
         # `register_for_auto_class` would name only the class that is saved, and users load with all three
         self.auto_map = {
             "AutoConfig": "configuration_hf_mt.HfMtConfig",
@@ -138,6 +141,10 @@ class HfMtConfig(PreTrainedConfig):
     def tie_word_embeddings(self, value: bool) -> None:
         if value != self.tie_word_embeddings:
             self.tie_embeddings = "all" if value else "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """With `tie_word_embeddings` where weights are tied, which PEFT looks for there."""
+        return super().to_dict() | ({"tie_word_embeddings": True} if self.tie_word_embeddings else {})
 
     @property
     def position_encodings(self) -> tuple[PositionEncodingName, PositionEncodingName]:

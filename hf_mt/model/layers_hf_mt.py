@@ -72,7 +72,14 @@ class HfMtAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, position_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Runs the kernel that the configuration names: outputs (B, Q, H, E), weights (B, H, Q, K) or None."""
+        """Runs the kernel that the configuration names: outputs (B, Q, H, E), weights (B, H, Q, K) or None.
+
+        Raises:
+            ValueError: It is one of flash attention, which transformers does not ask for its name on the Hub whether
+                the model supports it.
+        """
+        if "flash" in (self.config._attn_implementation or ""):
+            raise ValueError(f"{self.config._attn_implementation} takes no position bias; use sdpa or eager")
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         return kernel(
             self,
@@ -91,7 +98,7 @@ class HfMtSelfAttention(HfMtAttention):
 
     def __init__(self, config: HfMtConfig, num_heads: int, layer_idx: int, *, is_causal: bool):
         super().__init__(config, num_heads, layer_idx)
-        self.is_causal = is_causal  # read by the sdpa and flash kernels where the mask is None
+        self.is_causal = is_causal  # read by sdpa where the mask is None
 
     def forward(
         self,

@@ -49,6 +49,7 @@ class HfMtPreTrainedModel(PreTrainedModel):
     _repeated_blocks = ["HfMtEncoderLayer", "HfMtDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_attention_backend = True
+    _supports_flash_attn = False  # of transformers, which has no place for a bias, and masks queries by their keys
 
     @property
     def _schemes(self) -> list[type[PositionEncoding]]:
@@ -63,11 +64,6 @@ class HfMtPreTrainedModel(PreTrainedModel):
     def _can_compile_fullgraph(self) -> bool:  # type: ignore[override]
         """A limit of length is checked on the host, which a static cache's counter is not on."""
         return all(scheme.max_length is PositionEncoding.max_length for scheme in self._schemes)
-
-    @property
-    def _supports_flash_attn(self) -> bool:  # type: ignore[override]
-        """Its kernels take no bias and would drop one in silence, and want one width for queries, keys and values."""
-        return not any(scheme.uses_bias or scheme.widens for scheme in self._schemes)
 
     @property
     def can_search_beams(self) -> bool:
@@ -114,10 +110,10 @@ class HfMtStack(HfMtPreTrainedModel):
         self.gradient_checkpointing = False
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
-        """(B, Q) ids, or (B, Q, D) embeddings, to (B, Q, D)."""
+        """(B, Q) ids, or what `embed_tokens` makes of them, (B, Q, D), to (B, Q, D)."""
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids) * self.embed_scale
-        return self.dropout(self.position_encoding.embed(inputs_embeds, positions))
+            inputs_embeds = self.embed_tokens(input_ids)
+        return self.dropout(self.position_encoding.embed(inputs_embeds * self.embed_scale, positions))
 
     def check_length(self, length: int | Tensor) -> None:
         """Raises ValueError if a sequence is longer than the position encoding can take."""
@@ -197,8 +193,11 @@ class HfMtDecoder(HfMtStack):
     _can_record_outputs = {
         "attentions": OutputRecorder(HfMtSelfAttention, index=1),
         "cross_attentions": OutputRecorder(HfMtCrossAttention, index=1),
-        "hidden_states": HfMtDecoderLayer,
+        "hidden_states": OutputRecorder(HfMtDecoderLayer),
     }
+
+    # of which a negative `output_hidden_states` counts; no argument of older versions
+    _can_record_outputs["hidden_states"].num_hidden_layers_key = "decoder_layers"  # type: ignore[attr-defined]
 
     def __init__(self, config: HfMtConfig):
         super().__init__(config, num_heads=config.decoder_attention_heads, bidirectional=False)
@@ -317,7 +316,8 @@ class HfMtModel(HfMtPreTrainedModel):
             decoder_attention_mask: (B, K); needed only for padding that is not at the end.
             encoder_outputs: What the encoder returned.
             past_key_values: Keys and values of earlier calls; extended in place.
-            inputs_embeds, decoder_inputs_embeds: (B, S, D) and (B, Q, D) in place of ids.
+            inputs_embeds, decoder_inputs_embeds: (B, S, D) and (B, Q, D) in place of ids, as `get_input_embeddings()`
+                and the decoder's embeddings give them: not scaled yet.
             use_cache: Whether to return a cache; by default in evaluation mode.
 
         Returns:
@@ -456,11 +456,19 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
         kept = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return HfMtOutput(logits=logits, **losses, **kept)
 
+    def output_weight(self) -> Tensor:
+        """(V, D); of a head that an adapter wraps or that lies elsewhere, what it makes of each dimension."""
+        weight = self.lm_head.weight
+        if not hasattr(self.lm_head, "base_layer") and not weight.is_meta:  # PEFT's name for what it wraps
+            return weight
+        return self.lm_head(torch.eye(self.config.d_model, dtype=weight.dtype, device=self.device)).T
+
     def losses(
         self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None, inputs: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The part of `HfMtOutput` that labels (B, T) add, from decoder states (B, T, D) and their inputs."""
-        weight, smoothing = self.lm_head.weight.to(hidden_states.device), self.config.label_smoothing
+        weight, smoothing = self.output_weight().to(hidden_states.device), self.config.label_smoothing
+        labels = labels.to(hidden_states.device)
         dtype = self.loss_dtype if self.training else None
         if self.training and self.r_drop:
             twice = torch.stack((hidden_states, self.model(**inputs).last_hidden_state))  # (2, B, T, D)

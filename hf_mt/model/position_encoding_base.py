@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from .configuration_hf_mt import HfMtConfig
 
 
+def distances(q_positions: Tensor, k_positions: Tensor) -> Tensor:
+    """Key minus query positions: (Q,) and (K,) to (Q, K)."""
+    return k_positions[None, :] - q_positions[:, None]
+
+
 class PositionEncoding(nn.Module):
     """The scheme `none`: the encoder sees a set of words, the decoder knows order by its causal mask alone.
 
@@ -28,9 +33,9 @@ class PositionEncoding(nn.Module):
         bidirectional: Whether keys may follow the query (encoder) or never do (decoder).
     """
 
-    uses_bias: ClassVar[bool] = False  # adds to attention scores: no flash attention
+    uses_bias: ClassVar[bool] = False  # adds to attention scores
     uses_weights: ClassVar[bool] = False  # needs attention weights: eager attention only
-    widens: ClassVar[bool] = False  # makes queries and keys wider than values: no flash attention
+    widens: ClassVar[bool] = False  # makes queries and keys wider than values
     counts_words: ClassVar[bool] = False  # sees the order of words alone, and needs every one that the query sees
     relative: ClassVar[bool] = True  # sees distances alone, so that moving a sentence changes nothing
     citation: ClassVar[str] = "Haviv et al. 2022, https://arxiv.org/abs/2203.16634"

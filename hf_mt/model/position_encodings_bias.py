@@ -9,16 +9,24 @@ from torch.nn.functional import softplus
 from transformers import initialization as init
 
 from .configuration_hf_mt import HfMtConfig
-from .position_encoding_base import PositionEncoding
+from .position_encoding_base import PositionEncoding, distances
 
 
-class T5PositionEncoding(PositionEncoding):
+class ScoreBias(PositionEncoding):
+    """What `prepare` gives, (1, H, Q, K), is added to the scores."""
+
+    uses_bias = True
+
+    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
+        return state.to(q.dtype)
+
+
+class T5PositionEncoding(ScoreBias):
     """A learned score for each head and bucket of distances; buckets grow with distance.
 
     Source: Raffel et al. 2020, section 2.1 (https://arxiv.org/abs/1910.10683). Checked against transformers' T5.
     """
 
-    uses_bias = True
     citation = "Raffel et al. 2020, https://arxiv.org/abs/1910.10683"
 
     def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
@@ -36,36 +44,32 @@ class T5PositionEncoding(PositionEncoding):
     def reset(self, std: float) -> None:
         init.normal_(self.relative_attention_bias, mean=0.0, std=std)
 
-    def buckets(self, distances: Tensor) -> Tensor:
+    def buckets(self, ahead: Tensor) -> Tensor:
         """Buckets of key minus query positions, any shape to the same shape."""
         offset, count = 0, self.num_buckets
         if self.bidirectional:
             count //= 2
-            offset = (distances > 0).long() * count
-            distances = distances.abs()
+            offset = (ahead > 0).long() * count
+            away = ahead.abs()
         else:
-            distances = (-distances).clamp(min=0)
+            away = (-ahead).clamp(min=0)
         exact = count // 2
-        growth = (distances.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact)
+        growth = (away.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact)
         far = (exact + (growth * (count - exact)).long()).clamp(max=count - 1)
-        return offset + torch.where(distances < exact, distances, far)
+        return offset + torch.where(away < exact, away, far)
 
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        buckets = self.buckets(k_positions[None, :] - q_positions[:, None])  # (Q, K)
+        buckets = self.buckets(distances(q_positions, k_positions))  # (Q, K)
         return self.relative_attention_bias[buckets].permute(2, 0, 1)[None]  # (1, H, Q, K)
 
-    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        return state.to(q.dtype)
 
-
-class AlibiPositionEncoding(PositionEncoding):
+class AlibiPositionEncoding(ScoreBias):
     """A penalty on scores that grows with distance, at a fixed slope for each head.
 
     Source: Press et al. 2022, section 3 (https://arxiv.org/abs/2108.12409). The encoder penalises both directions
     alike, as its authors do for bidirectional models; in the decoder the causal mask leaves the published form.
     """
 
-    uses_bias = True
     citation = "Press et al. 2022, https://arxiv.org/abs/2108.12409"
 
     def slopes(self) -> list[float]:
@@ -76,22 +80,17 @@ class AlibiPositionEncoding(PositionEncoding):
         return slopes + between[: self.num_heads - power]
 
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        distances = (k_positions[None, :] - q_positions[:, None]).abs()  # (Q, K)
         slopes = torch.tensor(self.slopes(), device=q_positions.device)
-        return -slopes[:, None, None] * distances[None, None]  # (1, H, Q, K)
-
-    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        return state.to(q.dtype)
+        return -slopes[:, None, None] * distances(q_positions, k_positions).abs()[None, None]  # (1, H, Q, K)
 
 
-class KerplePositionEncoding(PositionEncoding):
+class KerplePositionEncoding(ScoreBias):
     """A penalty on scores that grows with the logarithm of distance; each head learns its height and its width.
 
     Source: Chi et al. 2022, equation 6, logarithmic kernel (https://arxiv.org/abs/2205.09921). The encoder penalises
     both directions alike. A softplus keeps both parameters positive, where the authors' code clips them.
     """
 
-    uses_bias = True
     citation = "Chi et al. 2022, https://arxiv.org/abs/2205.09921"
 
     def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
@@ -104,15 +103,11 @@ class KerplePositionEncoding(PositionEncoding):
         init.uniform_(self.width, -1.0, 1.0)
 
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        distances = (k_positions[None, :] - q_positions[:, None]).abs()  # (Q, K)
         height, width = (softplus(raw.float())[:, None, None] for raw in (self.height, self.width))
-        return -height * (width * distances).log1p()[None]  # (1, H, Q, K)
-
-    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        return state.to(q.dtype)
+        return -height * (width * distances(q_positions, k_positions).abs()).log1p()[None]  # (1, H, Q, K)
 
 
-class FirePositionEncoding(PositionEncoding):
+class FirePositionEncoding(ScoreBias):
     """A small network maps distance, as a share of the distance back to the start, to a score for each head.
 
     Source: Li et al. 2023, equation 4 with the transform of section 3.2 (https://arxiv.org/abs/2310.04418). There a
@@ -120,7 +115,6 @@ class FirePositionEncoding(PositionEncoding):
     the part of i, so that padding changes nothing, and the share has the sign of the direction.
     """
 
-    uses_bias = True
     relative = False
     citation = "Li et al. 2023, https://arxiv.org/abs/2310.04418"
     hidden: ClassVar[int] = 32  # width of the network, as published
@@ -140,15 +134,12 @@ class FirePositionEncoding(PositionEncoding):
         init.uniform_(self.outer, -(self.hidden**-0.5), self.hidden**-0.5)
 
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        distances = (k_positions[None, :] - q_positions[:, None]).float()  # (Q, K)
+        ahead = distances(q_positions, k_positions).float()  # (Q, K)
         later = torch.maximum(k_positions[None, :], q_positions[:, None]).float()
         scale, multiple = self.extent.float().abs()
         farthest = later.maximum(multiple * self.first_threshold)
-        share = (scale * distances.abs()).log1p() / (scale * farthest).log1p()
+        share = (scale * ahead.abs()).log1p() / (scale * farthest).log1p()
         weights, offsets = self.inner.float()
-        hidden = ((distances.sign() * share)[..., None] * weights + offsets).relu()  # (Q, K, hidden)
+        hidden = ((ahead.sign() * share)[..., None] * weights + offsets).relu()  # (Q, K, hidden)
         outer = self.outer.float()
         return (hidden @ outer[:-1] + outer[-1]).permute(2, 0, 1)[None]  # (1, H, Q, K)
-
-    def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        return state.to(q.dtype)

@@ -5,33 +5,43 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_hf_mt import HfMtConfig
-from .position_encoding_base import PositionEncoding
+from .position_encoding_base import PositionEncoding, distances
 
 
-class ShawPositionEncoding(PositionEncoding):
+class ClippedDistances(PositionEncoding):
+    """Its state is the distance of each pair, clipped at `max_relative_position` and moved to start at 0."""
+
+    uses_bias = True
+
+    def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
+        super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
+        self.max_relative_position = _clipping_distance(config)
+        self.num_distances = self.max_relative_position * (2 if bidirectional else 1) + 1  # R
+
+    def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        farthest = self.max_relative_position
+        ahead = distances(q_positions, k_positions)  # (Q, K)
+        return ahead.clamp(-farthest, farthest if self.bidirectional else 0) + farthest
+
+
+class ShawPositionEncoding(ClippedDistances):
     """A learned vector for each clipped distance, added to keys and to values.
 
     Source: Shaw et al. 2018, equations 3 to 5 (https://arxiv.org/abs/1803.02155); as there, heads share the tables,
     and scores follow the efficient form of section 3.3. Checked against the direct form of the equations.
     """
 
-    uses_bias = True
     uses_weights = True
     citation = "Shaw et al. 2018, https://arxiv.org/abs/1803.02155"
 
     def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
         super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
-        self.max_relative_position = _clipping_distance(config)
-        distances = self.max_relative_position * (2 if bidirectional else 1) + 1
-        self.relative_keys = nn.Parameter(torch.empty(distances, self.head_dim))  # (R, E)
-        self.relative_values = nn.Parameter(torch.empty(distances, self.head_dim))  # (R, E)
+        self.relative_keys = nn.Parameter(torch.empty(self.num_distances, self.head_dim))  # (R, E)
+        self.relative_values = nn.Parameter(torch.empty(self.num_distances, self.head_dim))  # (R, E)
 
     def reset(self, std: float) -> None:
         init.xavier_uniform_(self.relative_keys)
         init.xavier_uniform_(self.relative_values)
-
-    def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        return _clipped_distances(q_positions, k_positions, self.max_relative_position, self.bidirectional)  # (Q, K)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
         scores = q @ self.relative_keys.to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, R)
@@ -45,7 +55,7 @@ class ShawPositionEncoding(PositionEncoding):
         return attn_output + (by_distance @ self.relative_values.to(attn_weights.dtype)).transpose(1, 2)
 
 
-class DebertaPositionEncoding(PositionEncoding):
+class DebertaPositionEncoding(ClippedDistances):
     """Words look for distances and distances for words: two learned tables, one read by queries and one by keys.
 
     Source: He et al. 2020, equation 4 (https://arxiv.org/abs/2006.03654): content to position and position to content,
@@ -53,22 +63,16 @@ class DebertaPositionEncoding(PositionEncoding):
     score are divided by sqrt(E), where the paper has sqrt(3E). Checked against transformers' DeBERTa.
     """
 
-    uses_bias = True
     citation = "He et al. 2020, https://arxiv.org/abs/2006.03654"
 
     def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
         super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
-        self.max_relative_position = _clipping_distance(config)
-        distances = self.max_relative_position * (2 if bidirectional else 1) + 1
-        self.relative_keys = nn.Parameter(torch.empty(num_heads, distances, self.head_dim))  # (H, R, E)
-        self.relative_queries = nn.Parameter(torch.empty(num_heads, distances, self.head_dim))  # (H, R, E)
+        self.relative_keys = nn.Parameter(torch.empty(num_heads, self.num_distances, self.head_dim))  # (H, R, E)
+        self.relative_queries = nn.Parameter(torch.empty(num_heads, self.num_distances, self.head_dim))  # (H, R, E)
 
     def reset(self, std: float) -> None:
         init.normal_(self.relative_keys, mean=0.0, std=self.head_dim**-0.5)
         init.normal_(self.relative_queries, mean=0.0, std=self.head_dim**-0.5)
-
-    def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        return _clipped_distances(q_positions, k_positions, self.max_relative_position, self.bidirectional)  # (Q, K)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
         of_queries = q @ self.relative_keys.to(q.dtype).mT  # (B, H, Q, R)
@@ -101,7 +105,7 @@ class CopePositionEncoding(PositionEncoding):
         init.normal_(self.table, mean=0.0, std=self.head_dim**-0.5)
 
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        return k_positions[None, :] - q_positions[:, None]  # (Q, K)
+        return distances(q_positions, k_positions)  # (Q, K)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
         gates = (q @ k.mT * self.head_dim**-0.5).float().sigmoid()  # (B, H, Q, K)
@@ -126,9 +130,3 @@ def _clipping_distance(config: HfMtConfig) -> int:
     if config.max_relative_position < 1:
         raise ValueError(f"max_relative_position is {config.max_relative_position}, but must be at least 1")
     return config.max_relative_position
-
-
-def _clipped_distances(q_positions: Tensor, k_positions: Tensor, farthest: int, bidirectional: bool) -> Tensor:
-    """Key minus query positions, moved to start at 0: (Q,) and (K,) to (Q, K)."""
-    distances = k_positions[None, :] - q_positions[:, None]
-    return distances.clamp(-farthest, farthest if bidirectional else 0) + farthest

@@ -17,7 +17,7 @@ from datasets import Dataset
 from meter import read_job
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_mt.hardware import keep_freed_memory, side_by_side
+from hf_mt.hardware import keep_freed_memory, map_in_threads
 from hf_mt.search import BeamSearch, SearchOptions
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
     work, inputs = measure(job), batches(job)
-    run = side_by_side if job["system"].endswith("threads") else map
+    run = map_in_threads if job["system"].endswith("threads") else map
     list(run(work, inputs[:2]))
     start = time.perf_counter()
     list(run(work, inputs))

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 
 
 PACKAGES = {

@@ -1,6 +1,7 @@
 """What is measured: sizes, systems, and the text that all of them read.
 
-- All systems see the same text in the same subwords, the same sizes, dropout, label smoothing, threads and allocator.
+- All systems see the same text in the same subwords, the same sizes, label smoothing, threads and allocator, and the
+  same dropout: of embeddings and residual sums, where a system drops elsewhere too that is taken away.
 - A batch is a budget of tokens where the system has one, else the number of sentences that has as many tokens.
 """
 
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import python_of
-from hf_mt.arguments import InputError
 from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, pair_lengths, prepare_data
+from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
 from hf_mt.tokenization import get_tokenizer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import DECODING, ENCODINGS, SIZES, TRAINING, measure
-from hf_mt.arguments import InputError
 from hf_mt.environment import git_revision
+from hf_mt.errors import InputError
 from hf_mt.text_files import write_whole
 
 

@@ -1,19 +1,17 @@
 """Medians, ratios, a Markdown table for each suite and a picture of all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks.suites import BEAMS, LENGTHS, Results
+from hf_mt.figures import panels, save_png
 from hf_mt.hardware import machine
 from hf_mt.markdown import table
-from hf_mt.text_files import unfinished
 
 
 REFERENCE = "hf_mt rope"
@@ -31,8 +29,10 @@ def _systems(results: Results, **wanted: Any) -> list[str]:
 def report(results: Results) -> str:
     """All tables in Markdown, with machine and versions below."""
     packages = ("torch", "transformers", "accelerate")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    parts = [*map(training_table(results), _sizes(results)), profile_table(results)]
+    others = {f"{row['system']}: torch {row['torch']}" for row in results.of(suite="training")
+              if row.get("torch", version("torch")) != version("torch")}  # fmt: skip
+    versions = ", ".join([*(f"{name} {version(name)}" for name in packages), *sorted(others)])
+    parts = [*(training_table(results, size) for size in _sizes(results)), profile_table(results)]
     parts += [decoding_table(results), length_table(results)]
     return "\n\n".join([*filter(None, parts), f"{machine()}; {versions}; medians of repeated, interleaved runs."])
 
@@ -41,23 +41,20 @@ def _sizes(results: Results) -> list[str]:
     return list(dict.fromkeys(row["size"] for row in results.of(suite="training")))
 
 
-def training_table(results: Results) -> Callable[[str], str]:
-    def of(size: str) -> str:
-        rows = []
-        peaks = results.of(suite="peak", size=size)
-        reference = results.of(suite="training", size=size, system=REFERENCE)
-        for system in _systems(results, suite="training", size=size):
-            found = results.of(suite="training", size=size, system=system)
-            speed = median_of(found, "target_tokens_per_second")
-            row: list[Any] = [system, f"{speed:,.0f}"]
-            row.append(f"{median_of(reference, 'target_tokens_per_second') / speed:.2f}" if reference else "")
-            row += [f"{100 * median_of(found, f'{side}_padding'):.1f} %" for side in ("source", "target")]
-            row += [f"{median_of(found, 'peak_mib'):,.0f}", _share_of_peak(system, speed, peaks), len(found)]
-            rows.append(row)
-        header = ("Training", "target tokens/s", f"{REFERENCE} is faster by", "source padding", "target padding")
-        return f"**{size}**\n\n" + table((*header, "peak MiB", "of the peak", "runs"), rows)
-
-    return of
+def training_table(results: Results, size: str) -> str:
+    rows = []
+    peaks = results.of(suite="peak", size=size)
+    reference = results.of(suite="training", size=size, system=REFERENCE)
+    for system in _systems(results, suite="training", size=size):
+        found = results.of(suite="training", size=size, system=system)
+        speed = median_of(found, "target_tokens_per_second")
+        row: list[Any] = [system, f"{speed:,.0f}"]
+        row.append(f"{median_of(reference, 'target_tokens_per_second') / speed:.2f}" if reference else "")
+        row += [f"{100 * median_of(found, f'{side}_padding'):.1f} %" for side in ("source", "target")]
+        row += [f"{median_of(found, 'peak_mib'):,.0f}", _share_of_peak(system, speed, peaks), len(found)]
+        rows.append(row)
+    header = ("Training", "target tokens/s", f"speed of {REFERENCE} / this", "source padding", "target padding")
+    return f"**{size}**\n\n" + table((*header, "peak MiB", "of the peak", "runs"), rows)
 
 
 def _share_of_peak(system: str, speed: float, peaks: Sequence[dict[str, Any]]) -> str:
@@ -78,7 +75,7 @@ def decoding_table(results: Results) -> str:
             speed = median_of(found, "sentences_per_second")
             ratio = median_of(ours, "sentences_per_second") / speed if ours else 0
             rows.append([system, beams, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
-    return table(("Decoding", "beams", "sentences/s", "hf_mt is faster by", "runs"), rows) if rows else ""
+    return table(("Decoding", "beams", "sentences/s", "speed of hf_mt / this", "runs"), rows) if rows else ""
 
 
 def profile_table(results: Results) -> str:
@@ -103,17 +100,11 @@ def length_table(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> Path:
     """Speed of training, and time and memory by length for each encoding."""
-    figure = Figure(figsize=(15, 5.2), dpi=140, facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
-    bars, time, memory = figure.subplots(1, 3)
+    figure, (bars, time, memory) = panels(1, 3, (15, 5.2), dpi=140)
     _draw_bars(bars, results)
     _draw_lengths(time, results, "microseconds_per_token", "Time by length", "microseconds a token")
     _draw_lengths(memory, results, "step_mib", "Memory by length", "MiB of a step of 4,096 tokens")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path
+    return save_png(figure, path)
 
 
 def _draw_bars(axes: Axes, results: Results) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from joeynmt.config import load_config
 from joeynmt.helpers import make_model_dir
 from joeynmt.training import TrainManager, train
-from meter import EnoughMeasured, Meter, read_job
+from meter import EnoughMeasured, Meter, leave_out_dropout, read_job
 
 
 def config(job: dict[str, Any]) -> Path:
@@ -88,6 +88,8 @@ def counted(meter: Meter) -> Any:
     plain = TrainManager._train_step
 
     def step(self: Any, batch: Any) -> Any:
+        if not meter.steps:
+            leave_out_dropout(self.model, "_att.dropout", "feed_forward.pwff_layer.2")
         result = plain(self, batch)
         meter.step(
             target_tokens=int(batch.ntokens),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import onmt.trainer
-from meter import EnoughMeasured, Meter, read_job
+from meter import EnoughMeasured, Meter, leave_out_dropout, read_job
 from onmt.bin.train import main as train
 
 
@@ -40,6 +40,8 @@ def counted(meter: Meter) -> Any:
     plain = onmt.trainer.Trainer._gradient_accumulation
 
     def step(self: Any, batches: list, *args: Any) -> None:
+        if not meter.steps:
+            leave_out_dropout(self.model, "feed_forward.dropout_1")
         plain(self, batches, *args)
         meter.step(
             target_tokens=sum(int((batch["tgt"][:, 1:] != 1).sum()) for batch in batches),  # 1 is its padding

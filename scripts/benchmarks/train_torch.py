@@ -4,7 +4,7 @@ import random
 
 import torch
 from datasets import Dataset
-from meter import EnoughMeasured, Meter, read_job
+from meter import EnoughMeasured, Meter, leave_out_dropout, read_job
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -25,6 +25,10 @@ class Model(nn.Module):
             batch_first=True,
             norm_first=True,
         )
+        leave_out_dropout(self.transformer, ".dropout")  # that of residual sums is called dropout1, 2 and 3
+        for module in self.transformer.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
         self.head = nn.Linear(width, size["vocab_size"], bias=False)
         self.head.weight = self.embeddings.weight
 

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 
 
 # inputs of each target; every test counts its own

@@ -15,7 +15,8 @@ import atheris
 
 
 with atheris.instrument_imports(include=["hf_mt", "yaml"]):
-    from hf_mt.arguments import DataArguments, InputError
+    from hf_mt.arguments import DataArguments
+    from hf_mt.errors import InputError
     from hf_mt.experiment import parse_experiment, typed_values, valid_keys
     from hf_mt.pair_files import file_pairs, read_lines
     from hf_mt.settings import COMMAND_LINE, Setting, read_options, read_yaml

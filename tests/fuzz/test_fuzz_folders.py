@@ -12,7 +12,7 @@ from fuzzing import EXAMPLES, accepted, broken, files, fuzz
 from hypothesis import strategies as st
 
 from hf_mt import HfMtForConditionalGeneration
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.hub import files_to_push
 from hf_mt.model_card import write_model_card
 from hf_mt.pretrained import load_seq2seq

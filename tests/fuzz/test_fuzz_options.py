@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from scripts_on_path import SCRIPTS, load_script
 
 from hf_mt import HfMtForConditionalGeneration
-from hf_mt.experiment import run_script
+from hf_mt.command_line import run_script
 from hf_mt.scores import sentence_scores, write_sentence_scores
 from hf_mt.tokenization import train_tokenizer
 
@@ -110,10 +110,10 @@ def start_work(*args: Any, **options: Any) -> Any:
 
 def work_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long work is not done here: a script that comes so far has taken its arguments."""
-    monkeypatch.setattr("hf_mt.trials.subprocess.run", start_work)
+    monkeypatch.setattr("hf_mt.trials.launch", start_work)
     monkeypatch.setattr("hf_mt.translation.generate_batch", start_work)
     monkeypatch.setattr("hf_mt.ray_job._run", start_work)  # Ray is not installed everywhere
-    monkeypatch.setattr("hf_mt.scoring._log_probabilities", start_work)
+    monkeypatch.setattr("hf_mt.scoring.sequence_log_probs", start_work)
     for name, function in (("benchmark", "prepare_text"), ("benchmark_quality", "load_corpus")):
         monkeypatch.setattr(load_script(name), function, start_work)
     monkeypatch.setattr(load_script("draw_position_encodings"), "encoding_figure", start_work)

@@ -11,8 +11,9 @@ import pytest
 from fuzzing import EXAMPLES, accepted, broken, fuzz
 from hypothesis import strategies as st
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.corpora import load_corpus
+from hf_mt.errors import InputError
 from hf_mt.pair_files import file_pairs
 from hf_mt.scores import read_sentence_scores, sentence_scores, write_sentence_scores
 

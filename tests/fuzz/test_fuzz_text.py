@@ -8,8 +8,9 @@ import pytest
 from fuzzing import EXAMPLES, accepted, broken, files, fuzz
 from hypothesis import strategies as st
 
-from hf_mt.arguments import DataArguments, InputError
+from hf_mt.arguments import DataArguments
 from hf_mt.corpora import load_corpus
+from hf_mt.errors import InputError
 from hf_mt.pair_files import read_lines
 from hf_mt.text_files import open_output, read_stream, write_whole
 

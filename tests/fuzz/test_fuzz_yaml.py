@@ -7,7 +7,7 @@ import pytest
 from fuzzing import EXAMPLES, accepted, broken, fuzz
 from hypothesis import strategies as st
 
-from hf_mt.arguments import InputError
+from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment, typed_values, valid_keys
 from hf_mt.settings import COMMAND_LINE, Setting, read_options, read_yaml
 

@@ -39,8 +39,9 @@ from transformers import (
 )
 
 from hf_mt import HfMtConfig, HfMtForConditionalGeneration
-from hf_mt.arguments import InputError, TranslationTrainingArguments
+from hf_mt.arguments import TranslationTrainingArguments
 from hf_mt.batching import TranslationCollator
+from hf_mt.errors import InputError
 from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.scaling import STRATEGIES, size_of
 from hf_mt.slices import describe_outputs
@@ -144,6 +145,8 @@ def stock_norm(folder: Path) -> float:
 def batches(folder: Path, pairs: int, epoch: int) -> list[list[tuple[list[int], int]]]:
     """For each process its micro-batches of an epoch: which pairs, and how many padded tokens on both sides."""
     run = trainer(build("none"), arguments(folder, tokens_per_batch=1024), train_dataset=rows(pairs, 100))
+    collate = run.data_collator
+    run.data_collator = lambda some: {**collate(some), "index": torch.tensor([row["index"] for row in some])}
     loader = run.get_train_dataloader()
     run.train_sampler.set_epoch(epoch)
     dealt = [(batch["index"].tolist(), batch["input_ids"].numel() + batch["labels"].numel()) for batch in loader]
