@@ -88,10 +88,10 @@ class TranslationEvaluator(Seq2SeqTrainer):
                 break
         if self.interruption.agreed():
             raise EvaluationInterrupted
-        release_freed_memory()
         rows = sorted(gather_object(rows))
         totals = self.accelerator.reduce(totals)
         metrics = self._metrics(totals.tolist(), rows, dataloader.dataset)
+        release_freed_memory()
         texts = self.lines.translations = [text for _, text, _ in rows]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(texts, None, metrics, num_samples=len(dataloader.dataset))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
+from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
@@ -66,6 +67,13 @@ def corpus_scores(
             scores["length_ratio"] = score.ratio
     scores["empty_hypotheses"] = sum(not hypothesis.strip() for hypothesis in hypotheses)
     return scores
+
+
+def forget_sentences() -> None:
+    """Empties the caches of sacrebleu's tokenizers, each of which keeps the last 65,536 lines that it was given."""
+    for kind in BaseTokenizer.__subclasses__():
+        if hasattr(kind.__call__, "cache_clear"):
+            kind.__call__.cache_clear()
 
 
 def scorers(

@@ -21,6 +21,7 @@ from hf_mt.scores import (
     References,
     SentenceScore,
     corpus_scores,
+    forget_sentences,
     reference_sets,
     scores_of_tokenized,
     sentence_scores,
@@ -157,7 +158,9 @@ def describe_outputs(
         metrics: As in `corpus_scores`.
     """
     scores = (scores_of_tokenized if tokenized else corpus_scores)(hypotheses, references, metrics=metrics)
-    return {**scores, **slice_metrics(sources, hypotheses, references)}
+    scores |= slice_metrics(sources, hypotheses, references)
+    forget_sentences()  # a run of many evaluations would keep them all
+    return scores
 
 
 def write_analysis(

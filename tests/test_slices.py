@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sacrebleu
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from hf_mt import InputError
 from hf_mt.scores import corpus_scores, sentence_scores
@@ -27,6 +28,15 @@ def texts(lengths: list[int], seed: int = 0) -> list[str]:
 SOURCES = texts([3, 10, 11, 20, 21, 35, 60])
 REFERENCES = texts([3, 10, 11, 20, 21, 35, 60], seed=1)
 HYPOTHESES = [f"{reference} more" if row % 2 else reference for row, reference in enumerate(REFERENCES)]
+
+
+def test_no_sentence_is_kept_after_an_evaluation() -> None:
+    """sacrebleu's tokenizers keep those of all that asked."""
+    cache = Tokenizer13a.__call__
+    corpus_scores(["a cat sat"], ["a cat sat there"])
+    assert cache.cache_info().currsize > 0
+    describe_outputs(["un chat"], ["a cat sat"], ["a cat sat there"])
+    assert cache.cache_info().currsize == 0
 
 
 def test_buckets_hold_each_sentence_once_and_score_as_their_part_alone() -> None:
