@@ -8,6 +8,7 @@ scored on both sets (quality.json); the one that is best on the development set 
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,15 @@ from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import corpus_scores, scores_of_tokenized
 from hf_mt.text_files import write_whole
 from hf_mt.tokenization import load_tokenizer
+
+
+def read_experiment(run: Path, folder: Path) -> Experiment:
+    """What the run was, on however many processes."""
+    settings = re.sub(r"(?m)^num_processes:.*\n", "", (run / CONFIG_NAME).read_text(encoding="utf-8"))
+    experiment = parse_experiment([str(write_whole(folder / "config.yaml", settings))])
+    if experiment.data.validation_file is None and experiment.data.dataset_name is None:
+        raise InputError(f"{run} has no development set, on which the best checkpoint of a peer would be chosen")
+    return experiment
 
 
 def write_text(folder: Path, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase, experiment: Experiment) -> None:
@@ -92,10 +102,11 @@ def main() -> None:
     if not (args.run / "all_results.json").is_file():
         raise InputError(f"{args.run} is no finished run: all_results.json is missing")
     ours = json.loads((args.run / "all_results.json").read_text(encoding="utf-8"))
-    experiment = parse_experiment([str(args.run / CONFIG_NAME)])
+    folder = (args.output_dir or Path("runs/quality") / args.run.name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = read_experiment(args.run, folder)
     corpus, _ = filter_corpus(load_corpus(experiment.data), experiment.data)
     tokenizer = load_tokenizer(str(args.run))
-    folder = (args.output_dir or Path("runs/quality") / args.run.name).resolve()
     write_text(folder / "text", corpus, tokenizer, experiment)
     job = {"text": str(folder / "text"), "splits": [split for split in corpus if split != "train"]}
     job |= {"size": size_of(args.run, len(tokenizer)), "tokens_per_batch": 4096, "threads": available_cores()}

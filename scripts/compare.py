@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--samples", type=whole_number(0, MOST_SAMPLES), default=0, help="default: 1,000 resamplings or 10,000 trials"
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=SEED, help="of the resampling")
+    parser.add_argument("--seed", type=whole_number(1, 2**32 - 1), default=SEED, help="of the resampling")
     parser.add_argument("--lowercase", action="store_true", help="case does not count; scores get other names")
     parser.add_argument(
         "--tokenize", type=word, default="13a", help="BLEU's tokenizer; none for text that is tokenised"

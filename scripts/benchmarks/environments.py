@@ -15,11 +15,15 @@ PACKAGES = {
 ROOT = Path(".cache/benchmark")
 
 
+class NotInstalled(InputError):
+    """A peer can't be measured on this machine."""
+
+
 def python_of(system: str) -> Path | None:
     """The interpreter of a peer's environment; None for systems that run in ours.
 
     Raises:
-        InputError: The packages can't be installed.
+        NotInstalled: The packages can't be installed.
     """
     packages = PACKAGES.get(system)
     if packages is None:
@@ -28,9 +32,9 @@ def python_of(system: str) -> Path | None:
     python, marker = folder / "bin" / "python", folder / ".installed"
     if not marker.is_file():
         print(f"installing {packages[0]} into {folder} ...", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
-        if subprocess.run(command).returncode:
-            raise InputError(f"{packages[0]} can't be installed; leave it out with --systems")
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        for command in ([sys.executable, "-m", "venv", folder], install):
+            if subprocess.run(command).returncode:
+                raise NotInstalled(f"{packages[0]} can't be installed here; what pip or venv wrote above tells why")
         marker.touch()
     return python

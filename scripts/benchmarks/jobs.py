@@ -18,6 +18,7 @@ from hf_mt.corpora import load_corpus
 from hf_mt.data import filter_corpus, pair_lengths, prepare_data
 from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
+from hf_mt.model.position_encodings import POSITION_ENCODINGS
 from hf_mt.tokenization import get_tokenizer
 
 
@@ -33,9 +34,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": {**LAYERS, "d_model": 512, "ffn_dim": 2048, "heads": 8, "dropout": 0.1, "vocab_size": 6000},
     "wide": {**TINY, "vocab_size": 32000},
 }
-ENCODINGS = ("sinusoidal", "learned", "none", "shaw", "t5", "rope", "alibi")
 TRAINING: dict[str, str] = {  # system -> program
-    **{f"hf_mt {name}": "train_hf_mt.py" for name in ENCODINGS},
+    **{f"hf_mt {name}": "train_hf_mt.py" for name in POSITION_ENCODINGS},
     "hf_mt rope, medium": "train_hf_mt.py",  # float32_matmul_precision, where the processor has it
     "Marian, Seq2SeqTrainer, random": "train_marian.py",
     "Marian, Seq2SeqTrainer, by length": "train_marian.py",

@@ -3,14 +3,16 @@
 What was measured is kept in `results.json` after each program, so that a run that was cut off goes on where it was.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import DECODING, ENCODINGS, SIZES, TRAINING, measure
-from hf_mt.environment import git_revision
+from benchmarks.environments import NotInstalled
+from benchmarks.jobs import DECODING, HERE, SIZES, TRAINING, measure
 from hf_mt.errors import InputError
+from hf_mt.model.position_encodings import POSITION_ENCODINGS
 from hf_mt.text_files import write_whole
 
 
@@ -35,7 +37,7 @@ class Results:
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Measurements that are kept in a folder are of the same settings and code, or it is refused."""
-    path, now = folder / "settings.json", {**settings, "git revision": git_revision()}
+    path, now = folder / "settings.json", {**settings, "code": _digest_of_code()}
     before = json.loads(path.read_text("utf-8")) if path.is_file() else now
     changes = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
     if changes:
@@ -45,22 +47,38 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(now, indent=1) + "\n")
 
 
+def _digest_of_code() -> str:
+    """Of all that is measured and all that measures, committed or not."""
+    digest = hashlib.blake2b(digest_size=8)
+    for folder in (HERE.parents[1] / "hf_mt", HERE):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def measure_all(
     results: Results, plan: Sequence[tuple[dict[str, Any], str, dict[str, Any]]], repeats: int
 ) -> Iterator[str]:
-    """Takes turns: every entry once, then every entry again. Yields a line for each program that ran.
+    """Takes turns: every entry once, then every entry again. Yields a line for each program that ran, and for each
+    peer that can't be installed, which is left out.
 
     Args:
         results: Where measurements are kept, and looked for before anything is measured.
         plan: What a measurement is called (`suite`, `size`, `system`, ...), its program and its job.
         repeats: Measurements of each entry.
     """
+    absent: set[str] = set()
     for turn in range(repeats):
         for name, program, job in plan:
-            if len(results.of(**name)) > turn:
+            if len(results.of(**name)) > turn or name["system"] in absent:
                 continue
             folder = results.path.parent / "-".join(str(value).replace(" ", "_") for value in name.values())
-            found = measure(program, name["system"], job, folder)
+            try:
+                found = measure(program, name["system"], job, folder)
+            except NotInstalled as error:
+                absent.add(name["system"])
+                yield f"{name['system']} is left out: {error}"
+                continue
             results.add({**name, **found})
             shown = {key: value for key, value in found.items() if isinstance(value, float)}
             words = "  ".join(f"{key} {value:,.4g}" for key, value in list(shown.items())[:3])
@@ -131,5 +149,5 @@ def length_plan(job: Mapping[str, Any]) -> list:
             {**job, "size": SIZES["tiny"], "length": length, "tokens": 4096, "repeats": 3},
         )
         for length in LENGTHS
-        for encoding in ENCODINGS
+        for encoding in POSITION_ENCODINGS
     ]

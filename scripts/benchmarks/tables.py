@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from benchmarks.suites import BEAMS, LENGTHS, Results
-from hf_mt.figures import panels, save_png
+from hf_mt.figures import COLOURS, panels, save_png
 from hf_mt.hardware import machine
 from hf_mt.markdown import table
 
 
 REFERENCE = "hf_mt rope"
-COLOURS = ("#2563c9", "#c2660a", "#0f8a6a", "#8b5cf6", "#c81e3a", "#1f2733", "#8b95a7")
+LENGTH_COSTS = {"microseconds_per_token": "Microseconds a token", "step_mib": "MiB of a step of 4,096 tokens"}
 
 
 def median_of(rows: Sequence[dict[str, Any]], key: str) -> float:
@@ -33,7 +33,8 @@ def report(results: Results) -> str:
               if row.get("torch", version("torch")) != version("torch")}  # fmt: skip
     versions = ", ".join([*(f"{name} {version(name)}" for name in packages), *sorted(others)])
     parts = [*(training_table(results, size) for size in _sizes(results)), profile_table(results)]
-    parts += [decoding_table(results), length_table(results)]
+    parts += [decoding_table(results)]
+    parts += [length_table(results, key, unit) for key, unit in LENGTH_COSTS.items()]
     return "\n\n".join([*filter(None, parts), f"{machine()}; {versions}; medians of repeated, interleaved runs."])
 
 
@@ -58,8 +59,9 @@ def training_table(results: Results, size: str) -> str:
 
 
 def _share_of_peak(system: str, speed: float, peaks: Sequence[dict[str, Any]]) -> str:
-    """Arithmetic of our step, a second, over what products of these shapes reach alone, and over square ones."""
-    if not peaks or not system.startswith("hf_mt"):
+    """Arithmetic of our step, a second, over what products of these shapes reach alone, and over square ones; both
+    are of float32, and say nothing of rounded factors."""
+    if not peaks or not system.startswith("hf_mt") or "," in system:
         return ""
     done = speed * median_of(peaks, "gflop_per_target_token")
     shapes, square = (100 * done / median_of(peaks, key) for key in ("shapes_gflops", "square_gflops"))
@@ -89,12 +91,13 @@ def profile_table(results: Results) -> str:
     return table(("Time of a training step", *sizes), rows) if rows else ""
 
 
-def length_table(results: Results) -> str:
+def length_table(results: Results, key: str, unit: str) -> str:
+    """What a token or a step costs at each length."""
     rows = []
     for system in _systems(results, suite="length"):
         cells = [results.of(suite="length", system=system, length=length) for length in LENGTHS]
-        rows.append([system, *(f"{median_of(cell, 'microseconds_per_token'):.0f}" if cell else "" for cell in cells)])
-    header = ("Microseconds a token, by length", *map(str, LENGTHS))
+        rows.append([system, *(f"{median_of(cell, key):,.0f}" if cell else "" for cell in cells)])
+    header = (f"{unit}, by length", *map(str, LENGTHS))
     return table(header, rows) if rows else ""
 
 
@@ -102,8 +105,8 @@ def plot(results: Results, path: Path) -> Path:
     """Speed of training, and time and memory by length for each encoding."""
     figure, (bars, time, memory) = panels(1, 3, (15, 5.2), dpi=140)
     _draw_bars(bars, results)
-    _draw_lengths(time, results, "microseconds_per_token", "Time by length", "microseconds a token")
-    _draw_lengths(memory, results, "step_mib", "Memory by length", "MiB of a step of 4,096 tokens")
+    for axes, title, (key, unit) in zip((time, memory), ("Time", "Memory"), LENGTH_COSTS.items(), strict=True):
+        _draw_lengths(axes, results, key, f"{title} by length", unit)
     return save_png(figure, path)
 
 
@@ -114,7 +117,7 @@ def _draw_bars(axes: Axes, results: Results) -> None:
         for system in systems
     ]
     pairs = sorted(zip(speeds, systems, strict=True))
-    colours = [COLOURS[0] if system.startswith("hf_mt") else COLOURS[-1] for _, system in pairs]
+    colours = [COLOURS[0] if system.startswith("hf_mt") else COLOURS[7] for _, system in pairs]
     drawn = axes.barh([system for _, system in pairs], [speed for speed, _ in pairs], color=colours)
     axes.bar_label(drawn, fmt="{:,.0f}", padding=4, fontsize=9)
     axes.set_title("Training, tiny: target tokens a second", loc="left", fontweight="bold", fontsize=12)
