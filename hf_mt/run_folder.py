@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config_resolved.yaml"
 LOCK_NAME = ".lock"
+RESULTS_NAME = "all_results.json"  # written last
 EFFECTIVE_BATCH = "tokens_per_batch x gradient_accumulation_steps x processes"
 # The learning rate of these schedules does not depend on the length of training.
 ENDLESS_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
@@ -52,6 +53,8 @@ def open_run_folder(experiment: Experiment) -> Iterator[Literal["new", "resume",
         yield status
         return
     with _lock(folder):
+        # of a shorter run that goes on: until it is tested again, nothing may say that it is finished
+        (folder / RESULTS_NAME).unlink(missing_ok=True)
         save_config(experiment, folder / CONFIG_NAME)
         yield status
 
@@ -159,7 +162,7 @@ def _effective_batch(resolved: Mapping[str, Any]) -> str:
 
 
 def _progress(folder: Path, names: set[str], resolved: Mapping[str, Any]) -> Literal["new", "resume", "finished"]:
-    if "all_results.json" in names and not _asks_for_more(folder / "trainer_state.json", resolved):
+    if RESULTS_NAME in names and not _asks_for_more(folder / "trainer_state.json", resolved):
         return "finished"
     return "resume" if any(name.startswith("checkpoint-") for name in names) else "new"
 
@@ -168,12 +171,17 @@ def _asks_for_more(state_path: Path, resolved: Mapping[str, Any]) -> bool:
     """Whether the length asked for now exceeds the one asked for when the run finished, early or not."""
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
+        asked = resolved["max_steps"]
+        if asked <= 0:
+            asked = resolved["num_train_epochs"] * state["global_step"] / max(state["epoch"], 1e-9)
+        return asked > state["max_steps"] + 0.5  # epochs are not exact: half a step more is no more
     except FileNotFoundError:
         return False
-    asked = resolved["max_steps"]
-    if asked <= 0:
-        asked = resolved["num_train_epochs"] * state["global_step"] / max(state["epoch"], 1e-9)
-    return asked > state["max_steps"] + 0.5  # epochs are not exact: half a step more is no more
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{state_path} can't be read ({type(error).__name__}: {error}), so that nobody knows how long this run "
+            "was: put the file back, or choose another --output_dir"
+        ) from error
 
 
 def _warn_of_new_length(old: Mapping[str, Any], new: Mapping[str, Any], status: str) -> None:

@@ -101,6 +101,25 @@ def test_a_longer_run_goes_on(tmp_path, words, verdict):
     assert all(same) == (verdict == "resume" or words == ["--num_train_epochs=3"])
 
 
+def test_a_run_that_is_asked_for_more_is_unfinished_until_it_is_tested_again(tmp_path):
+    opened(parse(f"--output_dir={tmp_path}"))
+    finish(tmp_path)
+    assert opened(parse(f"--output_dir={tmp_path}")) == "finished"  # control
+    assert opened(parse(f"--output_dir={tmp_path}", "--max_steps=31")) == "resume"
+    finish_again = {"global_step": 31, "max_steps": 31, "epoch": 3.1}  # killed between this and the results
+    (tmp_path / "trainer_state.json").write_text(json.dumps(finish_again))
+    assert opened(parse(f"--output_dir={tmp_path}", "--max_steps=31")) == "resume"
+
+
+@pytest.mark.parametrize("content", ['{"global_st', "[]", '{"epoch": "x"}'])
+def test_a_finished_run_of_unknown_length_is_told(tmp_path, content):
+    opened(parse(f"--output_dir={tmp_path}"))
+    finish(tmp_path)
+    (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(InputError, match="trainer_state.json can't be read .* put the file back"):
+        opened(parse(f"--output_dir={tmp_path}", "--num_train_epochs=9"))
+
+
 def test_an_early_stopped_run_is_finished_until_it_is_asked_for_more(tmp_path):
     words = [f"--output_dir={tmp_path}", "--early_stopping_patience=2"]
     opened(parse(*words, "--num_train_epochs=10"))
