@@ -3,6 +3,7 @@ The folder of a run: whose it is, and whether to begin, go on, or leave it as it
 
 - `config_resolved.yaml` marks the folder as that of one run. A start with another value of any key but the free ones
   would mix two experiments in one folder, so it is refused and each difference is shown.
+- Files may lie elsewhere when a run goes on, if it is known which sentences were in them.
 - Batch sizes are compared as what a step sees: tokens (or sentences) x accumulation x processes.
 - All processes call `open_run_folder` and only the first writes, so the answer must not depend on whether that has
   happened: a folder with a config but no checkpoint is as new as an empty one.
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from hf_mt.errors import InputError, listing
 from hf_mt.experiment import Experiment, typed_values, valid_keys
-from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS, WITHOUT_WARMUP
+from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FILE_KEYS, FREE_KEYS, SECRET_KEYS, WITHOUT_WARMUP
 from hf_mt.settings import read_yaml, yaml_value
 from hf_mt.text_files import write_whole
 
@@ -29,6 +30,7 @@ from hf_mt.text_files import write_whole
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config_resolved.yaml"
+DATA_TABLE_NAME = "data_table.json"
 LOCK_NAME = ".lock"
 RESULTS_NAME = "all_results.json"  # written last
 EFFECTIVE_BATCH = "tokens_per_batch x gradient_accumulation_steps x processes"
@@ -75,7 +77,7 @@ def _status(folder: Path, experiment: Experiment) -> Literal["new", "resume", "f
     old = read_config(folder / CONFIG_NAME)
     status = _progress(folder, names, experiment.resolved)
     if status != "new" or "model.safetensors" in names:
-        _refuse_another_run(old, experiment.resolved, folder)
+        _refuse_another_run(old, experiment.resolved, folder, moved=status == "resume" and _knows_its_texts(folder))
     _warn_of_new_length(old, experiment.resolved, status)
     return status
 
@@ -131,8 +133,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return typed_values({name: setting for name, setting in settings.items() if name not in gone})
 
 
-def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
+def _knows_its_texts(folder: Path) -> bool:
+    """Whether its files may lie elsewhere by now: their sentences are compared when they have been read."""
+    try:
+        table = json.loads((folder / DATA_TABLE_NAME).read_text(encoding="utf-8"))
+        return all(split["digest"] is not None for split in table.values())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path, *, moved: bool) -> None:
     before, now = _identity({**_defaults(), **old}), _identity(new)
+    now = {name: value for name, value in now.items() if not (moved and name in FILE_KEYS)}
     changes = [f"  {name}: {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changes:
         raise InputError(

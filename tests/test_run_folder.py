@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -154,6 +155,19 @@ def test_what_was_never_trained_is_nobodys(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(InputError, match="seed: 7 -> 8"):
         opened(parse(f"--output_dir={tmp_path}", "--seed=8"))
+
+
+@pytest.mark.parametrize("digest, verdict", [("1f", "resume"), (None, None)])
+def test_files_may_lie_elsewhere_if_their_texts_are_known(tmp_path, digest, verdict):
+    opened(parse(f"--output_dir={tmp_path}", "--train_file=a"))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "data_table.json").write_text(json.dumps({"train": {"digest": digest}}))
+    again = parse(f"--output_dir={tmp_path}", "--train_file=b")
+    with nullcontext() if verdict else pytest.raises(InputError, match="train_file: a -> b"):
+        assert opened(again) == verdict
+    finish(tmp_path)
+    with pytest.raises(InputError, match="train_file: . -> c"):  # nothing would be compared
+        opened(parse(f"--output_dir={tmp_path}", "--train_file=c"))
 
 
 def test_each_difference_is_shown(tmp_path):
