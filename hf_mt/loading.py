@@ -18,7 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from hf_mt.errors import InputError
 from hf_mt.experiment import typed_values
-from hf_mt.pretrained import load_seq2seq
+from hf_mt.pretrained import MOVING_AVERAGE_NAME, load_seq2seq
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.settings import read_yaml
 from hf_mt.tokenization import load_tokenizer
@@ -28,7 +28,7 @@ WEIGHTS = re.compile(r"model.*\.(safetensors|index\.json)")
 # what a translation depends on, of all that a run folder holds
 READ = re.compile(
     rf"{WEIGHTS.pattern}|(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|(target_)?vocab.*|merges)\.\w+"
-    r"|.*\.(py|spm|model)"
+    rf"|.*\.(py|spm|model)|{re.escape(MOVING_AVERAGE_NAME)}"
 )
 
 
