@@ -35,7 +35,7 @@ class EvaluationArguments:
     """What to evaluate and how, apart from the data.
 
     Attributes:
-        model: A run folder, a model's folder or its name on the Hub; None to score `hypotheses` alone.
+        model: A run folder, a checkpoint in it, any model by folder or name; None to score `hypotheses` alone.
         split: Part of the data.
         hypotheses: A file of translations, to be scored as they are.
         num_beams: The model's own setting if None.
