@@ -23,13 +23,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_mt.checkpoints import MANIFEST, verify_checkpoint
 from hf_mt.errors import InputError
 from hf_mt.non_finite import NonFiniteSteps
+from hf_mt.pretrained import MOVING_AVERAGE_NAME
 from hf_mt.sharding import like, whole
 from hf_mt.text_files import unfinished
 
 
 logger = logging.getLogger(__name__)
-
-MOVING_AVERAGE_NAME = "moving_average.safetensors"
 
 
 class MovingAverage:
