@@ -324,7 +324,7 @@ def test_other_texts_in_a_later_pass_are_refused(tokenizer: Any, tmp_path: Path)
         next(batches)
     again = BatchStream(PairStream(data, tokenizer), layout())
     again.load_state_dict(stream.state_dict())
-    as_text(tmp_path, [*pairs[:20], ("1", "1"), *pairs[21:]])
+    as_text(tmp_path, [*pairs[:140], ("1", "1"), *pairs[141:]])
     with pytest.raises(InputError, match="first 150 training pairs are other ones"):
         list(islice(again, 1000))
 
