@@ -83,8 +83,13 @@ def _draw_moment(axes: Axes, x: float | None, name: str) -> None:
         axes.text(x, 1.01, name, transform=axes.get_xaxis_transform(), ha="right", color=SOFT, fontsize=8.5)
 
 
-def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name)."""
+def length_figure(runs: Mapping[str, Mapping[str, Any]], of: str) -> Figure:
+    """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name).
+
+    Args:
+        runs: By name.
+        of: The name of the set that they translated.
+    """
     figure, (axes,) = panels(1, 1, (10.5, 3.4))
     buckets = [[Bucket(**values) for values in found["buckets"]] for found in runs.values()]
     counts = {bucket.name: bucket.sentences for of_run in buckets for bucket in of_run}
@@ -96,7 +101,7 @@ def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.annotate(f"{bucket.bleu:.1f}", (x, bucket.bleu), (0, 3), textcoords="offset points",
                           ha="center", fontsize=8.5, color=INK)  # fmt: skip
     unit = next(iter(runs.values()))["unit"]
-    style(axes, f"BLEU by {unit} of the source")
+    style(axes, f"BLEU by {unit} of the source, {of}")
     axes.margins(y=0.15)
     axes.set_xticks(range(len(names)), [f"{name}\n{counts[name]:,} sentences" for name in names])
     _legend(figure, list(runs))

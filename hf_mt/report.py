@@ -21,8 +21,8 @@ from hf_mt.errors import InputError
 from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
 from hf_mt.page import cell, folded, marked, table, tabs
 from hf_mt.run_record import METRICS, Run, beam_sizes, files_as_written, read_mapping, read_run
-from hf_mt.scores import read_sentence_scores
-from hf_mt.significance import SIGNIFICANT, Comparison, compare_systems, read_systems
+from hf_mt.scores import PREFIXES, SET_NAMES, Split, read_sentence_scores, sentences_file
+from hf_mt.significance import FLAVOURS, SIGNIFICANT, Comparison, common_split, compare_systems, read_systems
 from hf_mt.text_files import new_folder, write_whole
 from hf_mt.translation import Translator
 from hf_mt.verdict import verdict
@@ -43,7 +43,7 @@ ATTENTION_SENTENCES, ATTENTION_CHARACTERS = 2, 160  # longer ones fill a page wi
 
 @dataclass(frozen=True)
 class Report:
-    """The page while it is made: runs by name, where pictures go, and test sentences for heat maps, from 1."""
+    """The page while it is made: runs by name, where pictures go, and sentences for heat maps, from 1."""
 
     runs: dict[str, Run]
     folder: Path
@@ -59,6 +59,14 @@ class Report:
         files = {title: read_mapping(run.folder / name) for title, run in self.runs.items()}
         return {title: content for title, content in files.items() if content}
 
+    def analyses(self) -> dict[str, tuple[Split, dict[str, Any]]]:
+        """What `write_analysis` told of the test set of each run, or of its development set if it has no other."""
+        found: dict[str, tuple[Split, dict[str, Any]]] = {}
+        for split in SET_NAMES:
+            for name, content in self.found(f"{PREFIXES[split]}_analysis.json").items():
+                found.setdefault(name, (split, content))
+        return {name: found[name] for name in self.runs if name in found}
+
 
 def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sentences: Sequence[int] = ()) -> Path:
     """Writes `index.html` and its pictures.
@@ -66,7 +74,8 @@ def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sen
     Args:
         run_folders: Finished runs, or unfinished ones that have been evaluated; the first is the baseline.
         folder: Where to; `report` in the run folder if there is one run.
-        sentences: Numbers, from 1, of the test sentences whose cross-attention is drawn; sample sentences if none.
+        sentences: Numbers, from 1, of the sentences whose cross-attention is drawn, in the test set, or in the
+            development set where a run has no other; sample sentences if none.
 
     Returns:
         The page.
@@ -210,14 +219,14 @@ def _significance_row(row: Comparison) -> list[str]:
 
 
 def _by_length(report: Report) -> str:
-    """A picture for all runs that were tested on the same sentences, counted in the same unit."""
-    alike: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for name, content in report.found("test_analysis.json").items():
+    """A picture for all runs that were scored on the same sentences, counted in the same unit."""
+    alike: dict[tuple[Split, str], dict[str, Mapping[str, Any]]] = {}
+    for name, (split, content) in report.analyses().items():
         sizes = [(bucket["first"], bucket["sentences"]) for bucket in content["buckets"]]
-        alike.setdefault(str((content["unit"], sizes)), {})[name] = content
+        alike.setdefault((split, str((content["unit"], sizes))), {})[name] = content
     pictures = [
-        report.picture(length_figure(runs), f"bleu-by-length{f'-{order}' if order else ''}")
-        for order, runs in enumerate(alike.values())
+        report.picture(length_figure(runs, SET_NAMES[split]), f"bleu-by-length{f'-{order}' if order else ''}")
+        for order, ((split, _), runs) in enumerate(alike.items())
     ]
     return "".join(pictures)
 
@@ -230,9 +239,9 @@ def _translations(report: Report) -> str:
         for row in run.samples:
             shared.setdefault((str(row["source"]), str(row["reference"])), {})[label] = str(row["hypothesis"])
     groups = {"samples": "".join(_sentence(source, ref, outputs) for (source, ref), outputs in shared.items())}
-    for name, content in report.found("test_analysis.json").items():
+    for name, (split, content) in report.analyses().items():
         for end in ("best", "worst"):
-            title = f"{end} of the test set" + (f", {name}" if len(report.runs) > 1 else "")
+            title = f"{end} of the {SET_NAMES[split]}" + (f", {name}" if len(report.runs) > 1 else "")
             groups[title] = "".join(
                 _sentence(row["source"], row["references"][0], {f"output, {row['chrf']:.0f} chrF": row["hypothesis"]})
                 for row in content[end]
@@ -258,8 +267,9 @@ def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
 def _attention(report: Report) -> str:
     """Heat maps by a forward pass of each run's model."""
     pictures: dict[str, str] = {}
+    split = _split_of_sentences(report)
     for order, (name, run) in enumerate(report.runs.items()):
-        pairs = _chosen_pairs(run, report.sentences) if report.sentences else _sample_pairs(run)
+        pairs = _chosen_pairs(run, split, report.sentences) if report.sentences else _sample_pairs(run)
         if not pairs or not (run.folder / "model.safetensors").is_file():
             continue
         try:
@@ -274,7 +284,8 @@ def _attention(report: Report) -> str:
                 raise InputError(f"sentence {place} has more tokens than the model has positions: choose another")
             if one is None:
                 continue
-            title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
+            title = f"sentence {place}" + (f" of the {SET_NAMES[split]}" if report.sentences else "")
+            title += f", {name}" if len(report.runs) > 1 else ""
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
     return tabs("attention", pictures) if pictures else ""
 
@@ -285,12 +296,21 @@ def _sample_pairs(run: Run) -> list[tuple[str, str]]:
     return [pair for pair in pairs if max(map(len, pair)) <= ATTENTION_CHARACTERS][:ATTENTION_SENTENCES]
 
 
-def _chosen_pairs(run: Run, sentences: Sequence[int]) -> list[tuple[str, str]]:
-    path = run.folder / "test_scores.tsv"
+def _split_of_sentences(report: Report) -> Split:
+    """The set that numbers of sentences are of: one of which all runs have translations."""
+    try:
+        return common_split([str(run.folder) for run in report.runs.values()]) or "test"
+    except InputError:
+        return "test"
+
+
+def _chosen_pairs(run: Run, split: Split, sentences: Sequence[int]) -> list[tuple[str, str]]:
+    path = sentences_file(run.folder, split)
     rows = read_sentence_scores(path) if path.is_file() else []
     missing = [str(number) for number in sentences if not 1 <= number <= len(rows)]
     if missing:
-        raise InputError(f"{run.folder} has {len(rows)} test sentences, and no sentence {', '.join(missing)}")
+        name = SET_NAMES[split].removesuffix(" set")
+        raise InputError(f"{run.folder} has {len(rows)} {name} sentences, and no sentence {', '.join(missing)}")
     return [(rows[number - 1].source, rows[number - 1].hypothesis) for number in sentences]
 
 

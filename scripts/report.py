@@ -20,7 +20,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=path_name, help="folder of the page; default: report in the run folder")
     parser.add_argument(
-        "--sentences", nargs="+", type=whole_number(1, 10**9), default=[], help="numbers of test sentences, from 1"
+        "--sentences",
+        nargs="+",
+        type=whole_number(1, 10**9),
+        default=[],
+        help="numbers of sentences of the test set, from 1; of the development set where a run has no other",
     )
     args = parser.parse_args()
     print(write_report(args.runs, folder=args.output, sentences=args.sentences))

@@ -208,6 +208,39 @@ def test_lengths_of_different_test_sets_have_pictures_of_their_own(runs: list[Pa
     assert made == {"same": False, "both": True}
 
 
+def without_test_set(run: Path, folder: Path) -> Path:
+    """The run as it would be if its sentences were those of the development set."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    for name in ("scores.tsv", "analysis.json"):
+        (folder / f"test_{name}").rename(folder / f"eval_{name}")
+    results = json.loads((folder / "all_results.json").read_text())
+    results = {key.replace("test_", "eval_"): value for key, value in results.items()}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_run_without_a_test_set_is_shown_on_its_development_set(runs: list[Path], tmp_path: Path) -> None:
+    folder = without_test_set(runs[0], tmp_path / "untested")
+    page = Page(write_report([folder], sentences=[2]).read_text("utf-8"))
+    for words in ("best of the development set", "source, development set", "sentence 2 of the development set"):
+        assert words in page.text
+    assert "test set" not in page.text
+    with pytest.raises(InputError, match="has 6 development sentences, and no sentence 7"):
+        write_report([folder], sentences=[7])
+
+
+def test_runs_with_different_sets_are_shown_on_their_own(runs: list[Path], tmp_path: Path) -> None:
+    folders = [runs[0], without_test_set(runs[1], tmp_path / "untested")]
+    page = page_of(folders, tmp_path / "page")
+    for words in ("worst of the test set, first", "worst of the development set, untested", "No test of significance"):
+        assert words in page.text
+    assert {path.name for path in (tmp_path / "page").glob("bleu-*")} == {"bleu-by-length.png", "bleu-by-length-1.png"}
+    both = [shutil.copytree(runs[0], tmp_path / "both"), folders[1]]
+    shutil.copy(runs[0] / "test_scores.tsv", both[0] / "eval_scores.tsv")
+    text = page_of(both, tmp_path / "page").text
+    assert "Paired bootstrap on the development set" in text and "No test of significance" not in text
+
+
 def test_development_scores_are_called_so(runs: list[Path], tmp_path: Path) -> None:
     folders = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     for folder in folders:
