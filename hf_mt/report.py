@@ -20,9 +20,10 @@ from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.errors import InputError
 from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
 from hf_mt.page import cell, folded, marked, table, tabs
-from hf_mt.run_record import METRICS, Run, beam_sizes, files_as_written, read_mapping, read_run
+from hf_mt.report_scores import scores_part
+from hf_mt.run_record import Run, files_as_written, read_mapping, read_run
 from hf_mt.scores import PREFIXES, SET_NAMES, Split, read_sentence_scores, sentences_file
-from hf_mt.significance import FLAVOURS, SIGNIFICANT, Comparison, common_split, compare_systems, read_systems
+from hf_mt.significance import common_split
 from hf_mt.text_files import new_folder, write_whole
 from hf_mt.translation import Translator
 from hf_mt.verdict import verdict
@@ -152,70 +153,7 @@ def _course(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    """Scores of all runs with their signatures and, where runs can be compared, how likely a difference is luck."""
-    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for title, prefix in (("test", "test_"), ("development", "eval_")):
-        for name, run in report.runs.items():
-            found = {key.removeprefix(prefix): run.results[key] for key in run.results if key.startswith(prefix)}
-            if found:
-                columns.setdefault(title, {})[name] = found
-    if not columns:
-        return ""
-    if len(report.runs) == 1:
-        shown = _score_table({title: found for title, runs in columns.items() for found in runs.values()})
-    else:
-        shown = tabs("scores", {title: f"<p>{title} set</p>{_score_table(runs)}" for title, runs in columns.items()})
-    signatures = _signatures([found for runs in columns.values() for found in runs.values()])
-    return shown + _decoding(report) + _significance(report) + signatures
-
-
-def _decoding(report: Report) -> str:
-    """How translations were searched, which scores of one table may differ in."""
-    lines = []
-    for name, run in report.runs.items():
-        beams, penalty = beam_sizes(run), run.settings.get("length_penalty")
-        if beams["test"] is not None:
-            whose = f"{name}: " if len(report.runs) > 1 else ""
-            lines.append(
-                f"{whose}test {beams['test']} beams, development {beams['development']}, length penalty {penalty}"
-            )
-    note = ["perplexities compare between runs with the same subwords only"] if len(report.runs) > 1 else []
-    return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines + note)
-
-
-def _score_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    keys = [key for key in METRICS if any(key in values for values in columns.values())]
-    rows = [[METRICS[key], *(cell(values.get(key)) for values in columns.values())] for key in keys]
-    return table(["score", *map(escape, columns)], rows)
-
-
-def _signatures(columns: Sequence[Mapping[str, Any]]) -> str:
-    keys = [(key, f"{key}_signature") for key in METRICS]
-    lines = {f"{METRICS[key]}: {values[name]}" for values in columns for key, name in keys if name in values}
-    return "".join(f"<p><code>{escape(line)}</code></p>" for line in sorted(lines))
-
-
-def _significance(report: Report) -> str:
-    if len(report.runs) < 2:
-        return ""
-    try:
-        systems, references = read_systems([str(run.folder) for run in report.runs.values()])
-    except InputError as error:
-        return f'<p class="soft">No test of significance: {escape(str(error))}</p>'
-    named = dict(zip(report.runs, systems.values(), strict=True))
-    rows = [_significance_row(row) for row in compare_systems(named, references)]
-    title = (
-        "<p>Paired bootstrap, 1,000 resampled test sets, against the first run. p: how likely so large a difference "
-        f"is by luck; * marks p &lt; {SIGNIFICANT}, not corrected for the number of runs.</p>"
-    )
-    return title + table(["score", "run", "value", "95 % interval", "p"], rows)
-
-
-def _significance_row(row: Comparison) -> list[str]:
-    luck = "baseline" if row.p_value is None else f"{row.p_value:.3f}"
-    mark = " *" if row.p_value is not None and row.p_value < SIGNIFICANT else ""
-    interval = f"{row.mean:.2f} &plusmn; {row.interval:.2f}"
-    return [row.metric, escape(row.system), f"{row.score:.2f}{mark}", interval, luck]
+    return scores_part(report.runs)
 
 
 def _by_length(report: Report) -> str:

@@ -20,7 +20,9 @@ from hf_mt.figures import COLOURS
 from hf_mt.model.position_encodings import POSITION_ENCODINGS
 from hf_mt.page import marked
 from hf_mt.report import PARTS, write_report
-from hf_mt.scores import write_sentence_scores
+from hf_mt.report_scores import scores_part
+from hf_mt.run_record import Run, read_run
+from hf_mt.scores import corpus_scores, scores_of_tokenized, sentence_scores, write_sentence_scores
 from hf_mt.slices import describe_outputs, write_analysis
 
 
@@ -156,6 +158,31 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
     without = page_of(runs, tmp_path / "both").text
     assert "No test of significance" in without and "Paired bootstrap" not in without
     (tmp_path / "kept").rename(runs[1] / "test_scores.tsv")
+
+
+def scored_run(folder: Path, outputs: list[str], references: list[str], score: Any) -> Run:
+    folder.mkdir(parents=True)
+    write_sentence_scores(folder / "test_scores.tsv", sentence_scores(references, outputs, references))
+    results = {f"test_{name}": value for name, value in score(outputs, references).items()}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    return read_run(folder, name=folder.name)
+
+
+@pytest.mark.parametrize("score", [corpus_scores, scores_of_tokenized])
+def test_scores_that_differ_are_marked_in_their_table(tmp_path: Path, score: Any) -> None:
+    references = [f"the {n} dogs run over the hill to house {n * 7} ." for n in range(40)]
+    worse = [text.replace("run over", "walk on") for text in references]
+    outputs = {"first": references, "same": list(references), "worse": worse}
+    html = scores_part(
+        {name: scored_run(tmp_path / name, lines, references, score) for name, lines in outputs.items()}
+    )
+    table, _, tests = html.partition("Paired bootstrap on the test set")
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    stars = {row[0]: [value.endswith(" *") for value in row[1:]] for row in cells if row}
+    tested = {"BLEU", "chrF"} | ({"BLEU of lower-cased tokens"} if score is scores_of_tokenized else set())
+    assert {name for name, found in stars.items() if found == [False, False, True]} == tested
+    assert {name for name, found in stars.items() if not any(found)} == stars.keys() - tested
+    assert {name for name in stars if f">{name}</td>" in tests} == tested
 
 
 def test_what_a_folder_lacks_is_left_out(runs: list[Path], tmp_path: Path) -> None:
