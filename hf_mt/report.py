@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -39,6 +40,7 @@ HEADLINES = {
     "num_parameters": "parameters",
     "train_minutes": "minutes of training",
 }
+LONGEST_NAME = 100  # of a folder that nobody named
 ATTENTION_SENTENCES, ATTENTION_CHARACTERS = 2, 160  # longer ones fill a page with their heat map
 
 
@@ -74,7 +76,7 @@ def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sen
 
     Args:
         run_folders: Finished runs, or unfinished ones that have been evaluated; the first is the baseline.
-        folder: Where to; `report` in the run folder if there is one run.
+        folder: Where to; `report` in the run folder, or `report-NAME-NAME` beside the first one, if None.
         sentences: Numbers, from 1, of the sentences whose cross-attention is drawn, in the test set, or in the
             development set where a run has no other; sample sentences if none.
 
@@ -82,17 +84,27 @@ def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sen
         The page.
 
     Raises:
-        InputError: There is no run, two have one name, a folder can't be read, several come without `folder`, or a
-            test set has no such sentence.
+        InputError: There is no run, two have one name, a folder can't be read, their names are too long for that of a
+            folder, or a set has no such sentence.
     """
     runs = {run.name: run for run in (read_run(path, name=path.resolve().name) for path in run_folders)}
     if not runs or len(runs) < len(run_folders):
         raise InputError(f"{len(run_folders)} folders, but {len(runs)} names of runs; a report needs each once")
-    if folder is None and len(runs) > 1:
-        raise InputError("a report on several runs needs a folder of its own: give --output DIR")
-    report = Report(runs, folder if folder is not None else run_folders[0] / "report", sentences)
+    report = Report(runs, folder if folder is not None else _default_folder(run_folders, runs), sentences)
     with new_folder(report.folder), files_as_written(run_folders):
         return write_whole(report.folder / "index.html", _page(report))
+
+
+def _default_folder(run_folders: Sequence[Path], names: Iterable[str]) -> Path:
+    if len(run_folders) == 1:
+        return run_folders[0] / "report"
+    name = "-".join(("report", *names))
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"the folder of the report would be called {name}: {len(name)} characters, and {LONGEST_NAME} at most are "
+            "taken; give --output DIR"
+        )
+    return Path(os.path.abspath(run_folders[0])).parent / name
 
 
 def _page(report: Report) -> str:

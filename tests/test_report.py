@@ -291,12 +291,30 @@ def test_each_of_the_encodings_has_a_colour() -> None:
 
 
 def test_bad_input_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give --output"):
-        write_report(runs)
+    long = [shutil.copytree(runs[0], tmp_path / (letter * 47)) for letter in "ab"]
+    with pytest.raises(InputError, match="102 characters, and 100 at most are taken; give --output"):
+        write_report(long)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in long}
     with pytest.raises(InputError, match="2 folders, but 1 names"):
         write_report([runs[0], runs[0]], folder=tmp_path)
     with pytest.raises(InputError, match="nowhere is no folder"):
         write_report([tmp_path / "nowhere"])
+
+
+def test_several_runs_have_their_page_beside_the_first(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folders = [
+        shutil.copytree(runs[0], tmp_path / "here" / "one"),
+        shutil.copytree(runs[1], tmp_path / "there" / "two"),
+    ]
+    page = tmp_path / "here" / "report-one-two" / "index.html"
+    assert write_report(folders) == page and page.is_file()
+    monkeypatch.chdir(tmp_path / "here")
+    assert write_report([Path("one"), folders[1]]) == page
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, folders)])
+    load_script("report").main()
+    assert capsys.readouterr().out == f"{page}\n"
 
 
 def test_the_script_says_where_the_page_is(runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
