@@ -12,14 +12,22 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.errors import InputError
-from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
+from hf_mt.figures import (
+    Unit,
+    attention_figure,
+    course_figure,
+    histogram_figure,
+    inline_svg,
+    length_figure,
+    save_png,
+)
 from hf_mt.page import cell, folded, marked, table, tabs
 from hf_mt.report_scores import scores_part
 from hf_mt.run_record import Run, files_as_written, read_mapping, read_run
@@ -27,7 +35,7 @@ from hf_mt.scores import PREFIXES, SET_NAMES, Split, read_sentence_scores, sente
 from hf_mt.significance import common_split
 from hf_mt.text_files import new_folder, write_whole
 from hf_mt.translation import Translator
-from hf_mt.verdict import verdict
+from hf_mt.verdict import has_minutes, verdict
 
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -157,7 +165,8 @@ def _course(report: Report) -> str:
     # a stream counts whole epochs only
     in_epochs = any(row.get("epoch") for history in histories.values() for row in history)
     kept = next(iter(report.runs.values())).best_step if len(report.runs) == 1 else None
-    units: list[Literal["step", "epoch"]] = ["step", "epoch"] if in_epochs else ["step"]
+    units: list[Unit] = ["step", "epoch"] if in_epochs else ["step"]
+    units += ["minute"] if all(map(has_minutes, histories.values())) else []
     pictures = {
         f"by {unit}": report.picture(course_figure(histories, unit, kept=kept), f"course-by-{unit}") for unit in units
     }

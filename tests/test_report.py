@@ -34,7 +34,8 @@ def history(gain: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(10, 110, 10):
         common = {"step": step, "epoch": step / 40}
-        rows.append({**common, "loss": 5 - gain * step / 40, "accuracy": step / 200, "learning_rate": 1e-3})
+        training = {"loss": 5 - gain * step / 40, "accuracy": step / 200, "learning_rate": 1e-3, "train_seconds": 30.0}
+        rows.append({**common, **training})
         rows.append({**common, "eval_loss": 5 - gain * step / 50, "eval_accuracy": step / 220, "eval_bleu": step / 4})
     return rows
 
@@ -125,8 +126,21 @@ def test_a_run_is_shown_with_all_its_parts(runs: list[Path]) -> None:
     ]
     for words in expected:
         assert words in page.text, words
-    for name in ("course-by-step", "course-by-epoch", "bleu-by-length", "attention-1-1", "lengths-1"):
+    courses = [f"course-by-{unit}" for unit in ("step", "epoch", "minute")]
+    for name in (*courses, "bleu-by-length", "attention-1-1", "lengths-1"):
         assert matplotlib.image.imread(runs[0] / "report" / f"{name}.png").std() > 0
+
+
+def test_an_old_run_has_no_course_by_minute(runs: list[Path], tmp_path: Path) -> None:
+    old = shutil.copytree(runs[1], tmp_path / "old")
+    state = json.loads((old / "trainer_state.json").read_text())
+    for row in state["log_history"]:
+        row.pop("train_seconds", None)
+    (old / "trainer_state.json").write_text(json.dumps(state))
+    for folders, expected in ((runs, True), ([runs[0], old], False)):
+        page = page_of(folders, tmp_path / "page" / str(expected))
+        assert ("by minute" in page.text) == expected and "by epoch" in page.text
+        assert (tmp_path / "page" / str(expected) / "course-by-minute.png").is_file() == expected
 
 
 def test_attention_of_chosen_sentences(runs: list[Path], tmp_path: Path) -> None:
