@@ -19,20 +19,13 @@ from hf_mt.command_line import word
 from hf_mt.corpora import check_source
 from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
+from hf_mt.key_rules import LENGTH_KEYS
 from hf_mt.models import check_architecture
 from hf_mt.run_folder import CONFIG_NAME, read_config
 from hf_mt.text_files import check_folder
 
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
-LENGTH_KEYS = (
-    "max_steps",
-    "num_train_epochs",
-    "eval_strategy",
-    "eval_steps",
-    "early_stopping_patience",
-    "load_best_model_at_end",
-)  # what may change when a run goes on, but not between runs that are compared
 
 logger = logging.getLogger(__name__)
 
