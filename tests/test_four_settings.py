@@ -7,12 +7,13 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
+from random_models import word_tokenizer
 from scripts_on_path import load_script
 from transformers import get_scheduler
 
 from hf_mt import InputError, trials
 from hf_mt.experiment import parse_experiment
-from hf_mt.four_settings import compared_pairs, differences_table, nothing_table, read_finished
+from hf_mt.four_settings import compared_pairs, differences_table, nothing_table, read_finished, scores_table
 from hf_mt.scores import sentence_scores, write_sentence_scores
 
 
@@ -108,6 +109,21 @@ def test_padding_flatters_the_run_that_failed(tmp_path: Path) -> None:
     assert failed.counted.bleu < 0.01
     shares = [float(line.split("|")[-2]) for line in nothing_table(failed).splitlines()[2:]]
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] > 0.1
+
+
+def test_development_accuracy_is_shown_with_its_padding_counted(tmp_path: Path) -> None:
+    for name in ("new", "old"):
+        make_run(tmp_path / name, right=30, loss=1.0)
+    references = ["w4 w5 w6 w7 w8 w9 w10", *["w4"] * 15, "w4 w5", "w4"]  # 8 tokens and 15 of 2, then 3 and 2
+    scores = sentence_scores(references, references, references)
+    write_sentence_scores(tmp_path / "new" / "eval_scores.tsv", scores)
+    word_tokenizer().save_pretrained(tmp_path / "new")
+    runs = {name: read_finished(tmp_path / name) for name in ("new", "old")}
+    header, _, *rows = (line.split(" | ") for line in scores_table(runs).splitlines())
+    column = header.index("development accuracy, padding counted")
+    padding = 1 - (8 + 15 * 2 + 3 + 2) / (16 * 8 + 2 * 3)
+    assert [row[column - 1] for row in rows] == ["40.0", "40.0"]
+    assert [row[column] for row in rows] == [f"{100 * (0.4 * (1 - padding) + padding):.1f}", ""]
 
 
 def test_each_run_is_compared_with_what_it_should_beat() -> None:
