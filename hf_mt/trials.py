@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from hf_mt.command_line import word
 from hf_mt.corpora import check_source
 from hf_mt.errors import InputError
@@ -40,8 +42,13 @@ class PlannedRun:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
+    profile = "single_gpu" if torch.cuda.is_available() else "cpu"
     parser.add_argument(
-        "--launcher", type=word, default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch"
+        "--launcher",
+        type=word,
+        default=f"configs/accelerate/{profile}.yaml",
+        help="configuration of accelerate launch; by default configs/accelerate/single_gpu.yaml where there is a GPU, "
+        "and cpu.yaml elsewhere",
     )
 
 

@@ -3,8 +3,9 @@
     python scripts/ablate.py configs/ablations/multi30k.yaml --train_file data/tok/train --validation_file data/tok/val
 
 The file names the recipe, settings that all runs share, and what is different in each run; options are for all runs
-too. Runs follow each other, so that their minutes can be compared; finished ones are kept, and the same command goes
-on. Development scores alone are compared: leave test data out, so that no choice can be made on it.
+too. Runs follow each other, so that their minutes can be compared, on a GPU where there is one, or else on the
+processor (`--launcher`); finished ones are kept, and the same command goes on. Development scores alone are compared:
+leave test data out, so that no choice can be made on it.
 """
 
 import argparse

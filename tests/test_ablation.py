@@ -1,5 +1,6 @@
 """An ablation trains each run once, with what the run changes, and compares what the files of the runs say."""
 
+import argparse
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from hf_mt import InputError, trials
 from hf_mt.ablation import check_translated, luck, read_ablation
 from hf_mt.experiment import parse_experiment
 from hf_mt.scores import sentence_scores, write_sentence_scores
-from hf_mt.trials import PlannedRun, check_plan, joined, launch, train_run
+from hf_mt.trials import PlannedRun, add_launcher, check_plan, joined, launch, train_run
 
 
 CPU = "configs/accelerate/cpu.yaml"
@@ -162,6 +163,18 @@ def test_a_plan_is_checked_as_a_whole(tmp_path: Path, option: str, message: str 
         return check_plan([run], options, tmp_path, CPU, decided=("seed",))
     with pytest.raises(InputError, match=message):
         check_plan([run], options, tmp_path, CPU, decided=("seed",))
+
+
+@pytest.mark.parametrize(("there_is_a_gpu", "profile"), [(True, "single_gpu"), (False, "cpu")])
+def test_runs_are_launched_on_the_gpu_where_there_is_one(
+    there_is_a_gpu: bool, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_a_gpu)
+    parser = argparse.ArgumentParser()
+    add_launcher(parser)
+    found = parser.parse_args([]).launcher
+    assert found == f"configs/accelerate/{profile}.yaml" and (Path(__file__).parents[1] / found).is_file()
+    assert parser.parse_args(["--launcher", CPU]).launcher == CPU and "single_gpu.yaml" in parser.format_help()
 
 
 @pytest.mark.parametrize("option", ["--predict_with_generate=false", "--train_file=data/train"])

@@ -152,6 +152,49 @@ def test_runs_are_planned_as_described() -> None:
     ]  # fmt: skip
     assert list(planned([1, 2], True, None)) == ["set 1", "set 2"]
     assert planned([2], False, "r.yaml") == {"set 2": ("configs/report/set2.yaml", []), "recipe": ("r.yaml", [])}
+    assert planned([2], False, "r.yaml", ["--max_steps=9"])["recipe"] == ("r.yaml", ["--max_steps=9"])
+
+
+def test_options_of_the_recipe_are_for_it_alone(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    commands: list[list[str]] = []
+
+    def launched(command: list[str], output: Any) -> int:
+        commands.append(command)
+        return trained(command, output)
+
+    monkeypatch.setattr(trials, "launch", launched)
+    words = ["--sets", "1", "--output_dir", str(tmp_path / "runs"), "--test_file", "x", "--seed=3", "--max_steps=50"]
+    recipe = ["--recipe", "configs/ted_en_fr.yaml", "--recipe_options", "--max_steps=30 --eval_steps 10"]
+    monkeypatch.setattr("sys.argv", ["reproduce_report.py", *words, *recipe])
+    load_script("reproduce_report").main()
+    one, other = commands
+    assert "--max_steps=50" in one and "--eval_steps=10" not in one
+    assert {"configs/ted_en_fr.yaml", "--max_steps=30", "--eval_steps=10", "--seed=3"} <= set(other)
+    assert "--max_steps=50" not in other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe_options=--max_steps=30"], "for the recipe of --recipe alone, and none is given"),
+        (["--recipe", "configs/ted_en_fr.yaml", "--recipe_options=--max_stpes=30"], "did you mean 'max_steps'"),
+        (["--recipe", "configs/ted_en_fr.yaml", "--recipe_options=--output_dir=x"], "--output_dir can't be given"),
+        (["--recipe", "configs/ted_en_fr.yaml", "--recipe_options=--run_name 'x"], None),
+    ],
+)
+def test_options_of_the_recipe_are_checked(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, options: list[str], message: str | None
+) -> None:
+    monkeypatch.setattr(trials, "launch", lambda *args, **more: pytest.fail("trained"))
+    words = ["--sets", "1", "--output_dir", str(tmp_path / "runs"), "--test_file", "x", *options]
+    monkeypatch.setattr("sys.argv", ["reproduce_report.py", *words])
+    if message is None:
+        with pytest.raises(SystemExit, match="2"):
+            load_script("reproduce_report").main()
+        assert "No closing quotation" in capsys.readouterr().err
+    else:
+        with pytest.raises(InputError, match=message):
+            load_script("reproduce_report").main()
 
 
 def test_without_a_test_set_nothing_is_trained(tmp_path: Path, monkeypatch: Any) -> None:
