@@ -5,8 +5,10 @@ nothing.
 """
 
 import argparse
+import hashlib
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from hf_mt.run_folder import CONFIG_NAME, read_config
 from hf_mt.text_files import check_folder
 
 
+LONGEST_NAME = 100  # of a folder
 LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,14 @@ def joined(words: Iterable[str]) -> list[str]:
 def merged(*groups: Iterable[str]) -> list[str]:
     """Options as `--key=value`, each key once, with what the last group says."""
     return list({option.partition("=")[0]: option for group in groups for option in group}.values())
+
+
+def folder_name(text: str) -> str:
+    """A name that a folder can have anywhere: `text`, or what can stand of it with a hash of the whole."""
+    name = re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)
+    if name == text and len(name) <= LONGEST_NAME and not name.startswith("."):
+        return name
+    return f"{name[: LONGEST_NAME - 13]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _key(option: str) -> str:
