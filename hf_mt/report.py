@@ -243,10 +243,10 @@ def _attention(report: Report) -> str:
                 raise InputError(f"sentence {place} has more tokens than the model has positions: choose another")
             if one is None:
                 continue
-            title = f"sentence {place}" + (f" of the {SET_NAMES[split]}" if report.sentences else "")
-            title += f", {name}" if len(report.runs) > 1 else ""
+            title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
-    return tabs("attention", pictures) if pictures else ""
+    note = f'<p class="soft">sentences by their number in the {SET_NAMES[split]}</p>' if report.sentences else ""
+    return tabs("attention", pictures) + note if pictures else ""
 
 
 def _sample_pairs(run: Run) -> list[tuple[str, str]]:

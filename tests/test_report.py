@@ -263,7 +263,7 @@ def without_test_set(run: Path, folder: Path) -> Path:
 def test_a_run_without_a_test_set_is_shown_on_its_development_set(runs: list[Path], tmp_path: Path) -> None:
     folder = without_test_set(runs[0], tmp_path / "untested")
     page = Page(write_report([folder], sentences=[2]).read_text("utf-8"))
-    for words in ("best of the development set", "source, development set", "sentence 2 of the development set"):
+    for words in ("best of the development set", "source, development set", "their number in the development set"):
         assert words in page.text
     assert "test set" not in page.text
     with pytest.raises(InputError, match="has 6 development sentences, and no sentence 7"):
