@@ -12,7 +12,14 @@ from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
 from hf_mt.markdown import table
 from hf_mt.settings import read_yaml, untyped
+from hf_mt.significance import FLAVOURS, compare_systems, read_systems
 from hf_mt.trials import PlannedRun, merged
+
+
+MEANING = (
+    "- p: how likely so large a difference to the first run is by luck with the development sentences (paired "
+    "bootstrap, not corrected for the number of runs); what another seed of training changes is not in it"
+)
 
 
 @dataclass(frozen=True)
@@ -71,17 +78,49 @@ def check_translated(runs: Iterable[PlannedRun]) -> None:
             )
 
 
-def ablation_table(ablation: Ablation, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row for each run: what it changed, its scores and their difference to the first run's, and its cost."""
+def compared_bleu(first: Mapping[str, Any]) -> str:
+    """The BLEU that the runs of an ablation are compared by, from the results of the first one."""
+    return "bleu_lc_tok" if "eval_bleu_lc_tok" in first else "bleu"  # tokenized_scores
+
+
+def luck(first: Path, other: Path, metric: str) -> float | None:
+    """How likely a difference in development BLEU as large as that of two runs is if there is none: paired bootstrap.
+
+    Args:
+        first, other: Folders of finished runs.
+        metric: As `compared_bleu` gives it.
+
+    Returns:
+        None where the sentences of one of them are not there, or not those of the other.
+    """
+    try:
+        systems, references = read_systems([str(first), str(other)], split="validation")
+        return compare_systems(systems, references, metrics=("bleu",), **FLAVOURS[metric])[1].p_value
+    except InputError:
+        return None
+
+
+def ablation_table(
+    ablation: Ablation, results: Mapping[str, Mapping[str, Any]], p_values: Mapping[str, float | None]
+) -> str:
+    """A row for each run: what it changed, its scores and their difference to the first run's, and its cost.
+
+    Args:
+        ablation: What was planned.
+        results: Of the runs that are finished, the first one among them.
+        p_values: What `luck` says of each of the others.
+    """
     first = next(iter(results.values()))
-    bleu = "eval_bleu_lc_tok" if "eval_bleu_lc_tok" in first else "eval_bleu"  # tokenized_scores
+    bleu = f"eval_{compared_bleu(first)}"
     rows = []
     for name, found in results.items():
         changes = " ".join(without_secrets(ablation.runs[name])) or "nothing"
         gain = f"{found[bleu] - first[bleu]:+.2f}"
+        p_value = p_values.get(name)
+        likely = "" if p_value is None else f"{p_value:.3f}"
         cost = f"{found['train_minutes']:.1f}", f"{found['epoch']:.1f}"
-        rows.append((name, changes, f"{found[bleu]:.2f}", gain, f"{found['eval_loss']:.3f}", *cost))
-    header = ("Run", "changes", "development BLEU", "to the first", "development loss", "minutes", "epochs")
+        rows.append((name, changes, f"{found[bleu]:.2f}", gain, likely, f"{found['eval_loss']:.3f}", *cost))
+    header = ("Run", "changes", "development BLEU", "to the first", "p", "development loss", "minutes", "epochs")
     facts = [f"- {key}: {first[key]}" for key in (f"{bleu}_signature", "seed", "machine") if key in first]
     common = f"- in all runs: `{ablation.recipe} {' '.join(without_secrets(ablation.common))}`"
-    return "\n".join((table(header, rows), "", common, *facts)) + "\n"
+    return "\n".join((table(header, rows), "", MEANING, common, *facts)) + "\n"

@@ -1,6 +1,7 @@
 """Position encodings against each other, above all on sentences longer than those of training.
 
-- Runs differ in the encoding and the seed alone, and no training source is longer than `max_source_length` (the cap).
+- Runs differ in the encoding, in settings that are named with it, and in the seed; no training source is longer than
+  `max_source_length` (the cap).
 - The test set is cut by the length of the source in tokens, as shares of the cap. A score is the mean over seeds; its
   interval, and whether it differs from the first encoding's, come from resampling sentences, the same for all seeds.
 - As many tests as there are encodings are made in each bucket, and corrected for that.
@@ -15,10 +16,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_mt.errors import InputError
+from hf_mt.errors import InputError, shown
+from hf_mt.experiment import valid_keys
 from hf_mt.figures import panels, style
-from hf_mt.markdown import Markup, table
+from hf_mt.markdown import code, table
+from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.scores import SentenceScore, corpus_scores, read_sentence_scores
+from hf_mt.settings import did_you_mean
 from hf_mt.significance import SIGNIFICANT, compare_means, holm
 from hf_mt.tokenization import load_tokenizer
 
@@ -29,6 +33,32 @@ MEANING = (
     "from `{}` (p < 0.05): paired bootstrap over sentences, the same for all seeds, corrected for the number of "
     "encodings in each column (Holm)."
 )  # with the first encoding
+
+
+# What each run has of its own, or no run may have
+DECIDED = frozenset({"position_encoding", "seed", "output_dir", "run_name", "dry_run", "push_to_hub"})
+
+
+def variant_options(entry: str) -> list[str]:
+    """Options of a row: of an encoding, as in `rope`, or with settings, as in `rope+randomized_positions=512`.
+
+    Raises:
+        InputError: There is no such encoding, a setting is not `key=value`, or its key is the same for all rows.
+    """
+    name, *settings = entry.split("+")
+    if name not in POSITION_ENCODINGS:
+        wanted = ", ".join(POSITION_ENCODINGS) + did_you_mean(name, list(POSITION_ENCODINGS))
+        raise InputError(f"--encodings {shown(entry)}: found {shown(name)}, wanted one of {wanted}")
+    options = [f"--position_encoding={name}"]
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if not key or not value:
+            raise InputError(f"--encodings {shown(entry)}: found {shown(setting)}, wanted key=value after each +")
+        key = key.replace("-", "_")
+        if key in DECIDED or key in valid_keys() and valid_keys()[key].group == "data":
+            raise InputError(f"--encodings {shown(entry)}: {key} can't be another one for each encoding: leave it out")
+        options.append(f"--{key}={value}")
+    return options
 
 
 @dataclass(frozen=True)
@@ -114,7 +144,7 @@ def comparison_table(buckets: Sequence[LengthScores], runs: Mapping[str, Sequenc
         speed = f"{mean(speeds):,.0f}" if all(speeds) else ""  # none was logged in a short run
         minutes = mean(found["train_minutes"] for found in results)
         cost = speed, f"{minutes:.1f}", f"{results[0]['num_parameters']:,}"
-        rows.append([Markup(f"`{name}`"), *(_cell(bucket, name) for bucket in buckets), *cost])
+        rows.append([code(name), *(_cell(bucket, name) for bucket in buckets), *cost])
     sizes = ["sentences", *(f"{bucket.sentences:,}" for bucket in buckets), "", "", ""]
     return table(header, [*rows, sizes])
 
@@ -130,15 +160,18 @@ def comparison_figure(buckets: Sequence[LengthScores], cap: int) -> Figure:
     """BLEU over the buckets, a line for each encoding, with 95 % intervals."""
     figure, (axes,) = panels(1, 1, (10.5, 5.2))
     names = list(buckets[0].bleu)
+    columns = max(1, min(4, 110 // (max(map(len, names)) + 5)))  # of a figure 10 inches wide
     for number, name in enumerate(names):
         x = [place + (number - len(names) / 2) * 0.02 for place in range(len(buckets))]
         y = [mean(bucket.bleu[name]) for bucket in buckets]
         errors = [bucket.interval[name] for bucket in buckets]
         marker = "osD^vP*X"[number // 8 % 8]
-        axes.errorbar(x, y, errors, label=name, marker=marker, markersize=4, linewidth=1.5, capsize=2)
+        axes.errorbar(
+            x, y, errors, label=name.replace("$", r"\$"), marker=marker, markersize=4, linewidth=1.5, capsize=2
+        )
     style(axes, f"BLEU by source tokens; longest of training: {cap}")
     axes.set_xticks(range(len(buckets)), [f"{bucket.name}\n{bucket.sentences:,} sentences" for bucket in buckets])
-    axes.legend(ncols=4, frameon=False, fontsize=9)
+    axes.legend(ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

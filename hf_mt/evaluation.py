@@ -14,7 +14,7 @@ from hf_mt.experiment import typed_values
 from hf_mt.loading import settings_of_run
 from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME
-from hf_mt.scores import corpus_scores, scorers, write_sentence_scores
+from hf_mt.scores import PREFIXES, Split, corpus_scores, scorers, sentences_file, write_sentence_scores
 from hf_mt.scoring import corpus_perplexity, score_pairs
 from hf_mt.search_limits import check_limits
 from hf_mt.settings import Setting, convert, did_you_mean, read_options
@@ -120,7 +120,7 @@ def _data_of_run(model: str | None, given: Mapping[str, Setting]) -> dict[str, S
 
 def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progress: bool = False) -> dict[str, Any]:
     """Translates a test set, scores it, and writes `results.json`, `predictions.txt`, `test_scores.tsv` and
-    `test_analysis.json`.
+    `test_analysis.json`, for the validation split `eval_scores.tsv` and `eval_analysis.json`.
 
     Returns:
         The content of `results.json`: scores as `test_bleu` (`eval_bleu` for the validation split), what made them,
@@ -149,12 +149,12 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     if args.comet is not None:
         found["comet"] = comet_score(sources, hypotheses, targets, model=args.comet, program=args.comet_program)
         found["comet_signature"] = f"model:{args.comet}"
-    prefix = "test" if args.split == "test" else "eval"
+    prefix = PREFIXES[args.split]
     results |= {name if name in SEARCH else f"{prefix}_{name}": value for name, value in found.items()}
     results |= {name: value for name, value in asdict(data).items() if name in (*SOURCES, *LANGUAGES) and value}
     results["output_dir"] = None if folder is None else str(folder)
     if folder is not None:
-        _write(folder, results, sources, hypotheses, references)
+        _write(folder, args.split, results, sources, hypotheses, references)
     return results
 
 
@@ -170,14 +170,15 @@ def _all_references(args: EvaluationArguments, targets: Sequence[str]) -> list[l
 
 def _write(
     folder: Path,
+    split: Split,
     results: Mapping[str, Any],
     sources: Sequence[str],
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    analysed = write_analysis(folder / "test_analysis.json", sources, hypotheses, references)
-    write_sentence_scores(folder / "test_scores.tsv", analysed)
+    analysed = write_analysis(folder / f"{PREFIXES[split]}_analysis.json", sources, hypotheses, references)
+    write_sentence_scores(sentences_file(folder, split), analysed)
     with open_output(folder / "predictions.txt") as file:
         file.writelines(f"{one_line(text)}\n".encode() for text in hypotheses)
     with open_output(folder / "results.json") as file:

@@ -32,28 +32,27 @@ PANELS = (
     ("Development BLEU", (("eval_bleu", "-"),), 1.0),
     ("Learning rate", (("learning_rate", "-"),), 1.0),
 )  # title, series with their line styles, factor
+Unit = Literal["step", "epoch", "minute"]
 
 
-def course_figure(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Literal["step", "epoch"], *, kept: int | None = None
-) -> Figure:
+def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Unit, *, kept: int | None = None) -> Figure:
     """Loss, accuracy, BLEU and learning rate of each run; training is dotted.
 
     Args:
         runs: `trainer.state.log_history` by name. What was not logged leaves its curve out, and a red line stands
             where a loss was not finite.
-        unit: Of the horizontal axis.
+        unit: Of the horizontal axis. A run whose log tells no minutes has no curve over them.
         kept: Step of the checkpoint that was kept, to be marked, of a single run.
     """
     figure, axes_of = panels(2, 2, (10.5, 6.6))
     for axes, (title, lines, factor) in zip(axes_of, PANELS, strict=True):
         style(axes, title)
-        axes.set_xlabel(unit, fontsize=9.5, color=SOFT)
+        axes.set_xlabel("minute of training" if unit == "minute" else unit, fontsize=9.5, color=SOFT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         for number, log_history in enumerate(runs.values()):
             for key, dashes in lines:
                 points = [(getattr(point, unit), point.value * factor) for point in series(log_history, key)]
-                _draw_line(axes, points, dashes, _colour(number))
+                _draw_line(axes, [point for point in points if point[0] is not None], dashes, _colour(number))
             _draw_moment(axes, _moment(log_history, kept, unit), "kept")
     _legend(figure, list(runs))
     return figure
@@ -72,7 +71,7 @@ def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], dashes: str, c
         axes.annotate("not finite", (broken[0], 0.94), color=RED, fontsize=8.5, **place)
 
 
-def _moment(log_history: Sequence[Mapping[str, Any]], step: int | None, unit: str) -> float | None:
+def _moment(log_history: Sequence[Mapping[str, Any]], step: int | None, unit: Unit) -> float | None:
     """Where an evaluation stands on the horizontal axis."""
     return next((getattr(point, unit) for point in series(log_history, "eval_loss") if point.step == step), None)
 
@@ -83,8 +82,13 @@ def _draw_moment(axes: Axes, x: float | None, name: str) -> None:
         axes.text(x, 1.01, name, transform=axes.get_xaxis_transform(), ha="right", color=SOFT, fontsize=8.5)
 
 
-def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name)."""
+def length_figure(runs: Mapping[str, Mapping[str, Any]], of: str) -> Figure:
+    """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name).
+
+    Args:
+        runs: By name.
+        of: The name of the set that they translated.
+    """
     figure, (axes,) = panels(1, 1, (10.5, 3.4))
     buckets = [[Bucket(**values) for values in found["buckets"]] for found in runs.values()]
     counts = {bucket.name: bucket.sentences for of_run in buckets for bucket in of_run}
@@ -96,7 +100,7 @@ def length_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.annotate(f"{bucket.bleu:.1f}", (x, bucket.bleu), (0, 3), textcoords="offset points",
                           ha="center", fontsize=8.5, color=INK)  # fmt: skip
     unit = next(iter(runs.values()))["unit"]
-    style(axes, f"BLEU by {unit} of the source")
+    style(axes, f"BLEU by {unit} of the source, {of}")
     axes.margins(y=0.15)
     axes.set_xticks(range(len(names)), [f"{name}\n{counts[name]:,} sentences" for name in names])
     _legend(figure, list(runs))

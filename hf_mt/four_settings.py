@@ -10,12 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hf_mt.data import encode_pairs
 from hf_mt.errors import InputError
 from hf_mt.markdown import Markup, table
-from hf_mt.padded_counting import PaddedCounting, count_padding
+from hf_mt.padded_counting import PaddedCounting, accuracy_counting_padding, count_padding, padding_share
 from hf_mt.run_record import Run, read_run
-from hf_mt.scores import SentenceScore, read_sentence_scores
+from hf_mt.scores import SentenceScore, read_sentence_scores, sentences_file
 from hf_mt.significance import compare_systems
+from hf_mt.tokenization import load_tokenizer
 from hf_mt.verdict import finite, series, verdict
 
 
@@ -33,18 +35,21 @@ SETTINGS = {
 SENTENCES_PER_BATCH = 16  # of the report
 MEANING = """\
 Losses are those at the end of training, in nats per subword, and the development accuracy is that of the next subword
-given the reference so far; they compare between runs of one vocabulary only. Perplexity, BLEU and chrF are those of
-the kept checkpoint on the test set. The last four columns count the same translations word by word, in batches of
-{} sentences in their order: accuracy is the share of places with the reference's word, "BLEU" the mean over sentences
-without smoothing, first without and then with the padding of the batch."""
+given the reference so far; they compare between runs of one vocabulary only. "Padding counted" is what that accuracy
+becomes in batches of {0} development sentences in their order if each cell of padding counts as a subword got right.
+Perplexity, BLEU and chrF are those of the kept checkpoint on the test set. The last four columns count the same
+translations word by word, in batches of {0} sentences in their order: accuracy is the share of places with the
+reference's word, "BLEU" the mean over sentences without smoothing, first without and then with the padding of the
+batch."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run's files say, and its translations."""
+    """What a run's files say, its translations of the test set, and subwords of the development references."""
 
     run: Run
     sentences: list[SentenceScore]
+    development_lengths: list[int]  # with the end of sentence; empty where the run didn't keep its sentences
 
     @property
     def counted(self) -> PaddedCounting:
@@ -54,7 +59,17 @@ class FinishedRun:
 
 
 def read_finished(folder: Path) -> FinishedRun:
-    return FinishedRun(read_run(folder, name=folder.name), read_sentence_scores(folder / "test_scores.tsv"))
+    run, sentences = read_run(folder, name=folder.name), read_sentence_scores(folder / "test_scores.tsv")
+    return FinishedRun(run, sentences, _development_lengths(folder))
+
+
+def _development_lengths(folder: Path) -> list[int]:
+    path = sentences_file(folder, "validation")
+    if not path.is_file():
+        return []
+    rows = read_sentence_scores(path)
+    pairs = [row.source for row in rows], [row.references[0] for row in rows]
+    return [len(ids) for ids in encode_pairs(*pairs, load_tokenizer(str(folder)))["labels"]]
 
 
 def _words(finished: FinishedRun) -> list[list[str]]:
@@ -76,8 +91,9 @@ def settings_table(runs: Mapping[str, FinishedRun]) -> str:
 
 def scores_table(runs: Mapping[str, FinishedRun]) -> str:
     """Losses at the end of training, honest scores, and what counting padding makes of them."""
-    header = ["Run", "training loss", "training accuracy", "development loss", "development accuracy", "perplexity"]
-    header += ["BLEU", "chrF", "accuracy by place", "with padding", '"BLEU" by sentence', "with padding"]
+    header = ["Run", "training loss", "training accuracy", "development loss", "development accuracy"]
+    header += ["development accuracy, padding counted", "perplexity", "BLEU", "chrF"]
+    header += ["accuracy by place", "with padding", '"BLEU" by sentence', "with padding"]
     return table(header, [[name, *_scores(finished)] for name, finished in runs.items()])
 
 
@@ -85,9 +101,18 @@ def _scores(finished: FinishedRun) -> list[str]:
     log, results, counted = finished.run.log_history, finished.run.results, finished.counted
     losses = [_last(log, key) for key in ("loss", "accuracy", "eval_loss", "eval_accuracy")]
     shown = [f"{losses[0]:.3f}", f"{100 * losses[1]:.1f}", f"{losses[2]:.3f}", f"{100 * losses[3]:.1f}"]
+    shown += [_with_padding(losses[3], finished.development_lengths)]
     shown += [f"{results['test_perplexity']:.1f}", f"{results['test_bleu']:.2f}", f"{results['test_chrf']:.2f}"]
     shown += [f"{100 * share:.1f}" for share in (counted.accuracy, counted.accuracy_with_padding)]
     return [*shown, f"{counted.bleu:.4f}", f"{counted.bleu_with_padding:.4f}"]
+
+
+def _with_padding(accuracy: float, lengths: Sequence[int]) -> str:
+    """A development accuracy as it was counted in the report; nothing where lengths are not known."""
+    if not lengths:
+        return ""
+    padding = padding_share(lengths, sentences_per_batch=SENTENCES_PER_BATCH)
+    return f"{100 * accuracy_counting_padding(accuracy, padding):.1f}"
 
 
 def _last(log_history: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -25,6 +25,9 @@ fsdp fsdp_config deepspeed accelerator_config use_cpu torch_empty_cache_steps
 activation_checkpointing activation_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
 """
 FREE_KEYS = frozenset(_FREE.split())
+# May change when a run goes on, but not between runs that are compared.
+_LENGTH = "max_steps num_train_epochs eval_strategy eval_steps early_stopping_patience load_best_model_at_end"
+LENGTH_KEYS = frozenset(_LENGTH.split())
 # With the number of processes they make one number, which is what a step sees.
 EFFECTIVE_BATCH_KEYS = frozenset({"tokens_per_batch", "per_device_train_batch_size", "gradient_accumulation_steps"})
 # Where texts lie, which are compared themselves.

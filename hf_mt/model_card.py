@@ -22,6 +22,7 @@ from hf_mt.experiment import valid_keys
 from hf_mt.markdown import Markup, code, escape_markdown, fenced, folded, number, table
 from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.run_record import CURVES, METRICS, Run, beam_sizes, files_as_written, hub_name, read_run, without_path
+from hf_mt.seeds import seeds_section
 from hf_mt.text_files import write_whole
 from hf_mt.verdict import series
 
@@ -50,6 +51,7 @@ def write_model_card(
     repo_id: str | None = None,
     license: str | None = None,
     show_samples: bool = True,
+    seeds: Sequence[Path] = (),
 ) -> Path:
     """Write the README.md of a run folder, or of a checkpoint folder inside one.
 
@@ -61,23 +63,26 @@ def write_model_card(
         license: Licence of the weights, by its name on the Hub, such as apache-2.0; by default the run's own.
         show_samples: Whether to show sentences of the development set; choose False where its licence forbids that. A
             run whose `card_samples` is False shows none in any case.
+        seeds: Folders of runs of the same recipe with other seeds, for a table of mean and spread.
 
     Returns:
         The path of the card.
 
     Raises:
-        InputError: `run_folder` does not exist, or one of its files cannot be read.
+        InputError: `run_folder` does not exist, one of its files cannot be read, or as `seeds_section`.
     """
     path = path or run_folder / "README.md"
     if path.is_file() and MARKER.encode() not in path.read_bytes():
         logger.warning("%s was not written by hf_mt, or was changed by hand, and is left as it is", path)
         return path
     run = read_run(run_folder, name=repo_id or run_folder.resolve().name)
-    with files_as_written([run_folder]):
-        return write_whole(path, _card(run, path, license, show_samples))
+    with files_as_written([run_folder, *seeds]):
+        others = [read_run(folder, name=folder.name) for folder in seeds]
+        spread = seeds_section([run, *others]) if others else ""
+        return write_whole(path, _card(run, path, license, show_samples, spread))
 
 
-def _card(run: Run, path: Path, license: str | None, show_samples: bool) -> str:
+def _card(run: Run, path: Path, license: str | None, show_samples: bool, spread: str) -> str:
     shown = run.samples if show_samples and run.settings.get("card_samples", True) else []
     license = license or run.settings.get("card_license")
     sections = {
@@ -86,7 +91,7 @@ def _card(run: Run, path: Path, license: str | None, show_samples: bool) -> str:
         "title": escape_markdown(run.name.rsplit("/", 1)[-1]),
         "summary": _summary(run),
         "usage": _usage(run, shown),
-        "results": _results(run),
+        "results": f"{_results(run)}\n\n{spread}",
         "curves": _curves(run, path),
         "samples": _samples(shown),
         "data": _data(run),

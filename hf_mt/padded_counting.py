@@ -65,6 +65,24 @@ def count_padding(
     )
 
 
+def padding_share(lengths: Sequence[int], *, sentences_per_batch: int = 16) -> float:
+    """Share of the cells of batches that hold padding, with sentences of these lengths in their order.
+
+    Raises:
+        InputError: There are no sentences.
+    """
+    if not lengths:
+        raise InputError("there are no sentences, and so no batches whose padding could be counted")
+    starts = range(0, len(lengths), sentences_per_batch)
+    batches = [lengths[start : start + sentences_per_batch] for start in starts]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def accuracy_counting_padding(accuracy: float, padding: float) -> float:
+    """What becomes of an accuracy over tokens if each cell of padding, such a share of all cells, counts as right."""
+    return accuracy * (1 - padding) + padding
+
+
 def _mean_bleu(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
     return mean(metric.corpus_score([" ".join(ours)], [[" ".join(theirs)]]).score / 100 for ours, theirs in pairs)

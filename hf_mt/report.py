@@ -6,26 +6,36 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.errors import InputError
-from hf_mt.figures import attention_figure, course_figure, histogram_figure, inline_svg, length_figure, save_png
+from hf_mt.figures import (
+    Unit,
+    attention_figure,
+    course_figure,
+    histogram_figure,
+    inline_svg,
+    length_figure,
+    save_png,
+)
 from hf_mt.page import cell, folded, marked, table, tabs
-from hf_mt.run_record import METRICS, Run, beam_sizes, files_as_written, read_mapping, read_run
-from hf_mt.scores import read_sentence_scores
-from hf_mt.significance import SIGNIFICANT, Comparison, compare_systems, read_systems
+from hf_mt.report_scores import scores_part
+from hf_mt.run_record import Run, files_as_written, read_mapping, read_run
+from hf_mt.scores import PREFIXES, SET_NAMES, Split, read_sentence_scores, sentences_file
+from hf_mt.significance import common_split
 from hf_mt.text_files import new_folder, write_whole
 from hf_mt.translation import Translator
-from hf_mt.verdict import verdict
+from hf_mt.verdict import has_minutes, verdict
 
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -38,12 +48,13 @@ HEADLINES = {
     "num_parameters": "parameters",
     "train_minutes": "minutes of training",
 }
+LONGEST_NAME = 100  # of a folder that nobody named
 ATTENTION_SENTENCES, ATTENTION_CHARACTERS = 2, 160  # longer ones fill a page with their heat map
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page while it is made: runs by name, where pictures go, and test sentences for heat maps, from 1."""
+    """The page while it is made: runs by name, where pictures go, and sentences for heat maps, from 1."""
 
     runs: dict[str, Run]
     folder: Path
@@ -59,30 +70,49 @@ class Report:
         files = {title: read_mapping(run.folder / name) for title, run in self.runs.items()}
         return {title: content for title, content in files.items() if content}
 
+    def analyses(self) -> dict[str, tuple[Split, dict[str, Any]]]:
+        """What `write_analysis` told of the test set of each run, or of its development set if it has no other."""
+        found: dict[str, tuple[Split, dict[str, Any]]] = {}
+        for split in SET_NAMES:
+            for name, content in self.found(f"{PREFIXES[split]}_analysis.json").items():
+                found.setdefault(name, (split, content))
+        return {name: found[name] for name in self.runs if name in found}
+
 
 def write_report(run_folders: Sequence[Path], *, folder: Path | None = None, sentences: Sequence[int] = ()) -> Path:
     """Writes `index.html` and its pictures.
 
     Args:
         run_folders: Finished runs, or unfinished ones that have been evaluated; the first is the baseline.
-        folder: Where to; `report` in the run folder if there is one run.
-        sentences: Numbers, from 1, of the test sentences whose cross-attention is drawn; sample sentences if none.
+        folder: Where to; `report` in the run folder, or `report-NAME-NAME` beside the first one, if None.
+        sentences: Numbers, from 1, of the sentences whose cross-attention is drawn, in the test set, or in the
+            development set where a run has no other; sample sentences if none.
 
     Returns:
         The page.
 
     Raises:
-        InputError: There is no run, two have one name, a folder can't be read, several come without `folder`, or a
-            test set has no such sentence.
+        InputError: There is no run, two have one name, a folder can't be read, their names are too long for that of a
+            folder, or a set has no such sentence.
     """
     runs = {run.name: run for run in (read_run(path, name=path.resolve().name) for path in run_folders)}
     if not runs or len(runs) < len(run_folders):
         raise InputError(f"{len(run_folders)} folders, but {len(runs)} names of runs; a report needs each once")
-    if folder is None and len(runs) > 1:
-        raise InputError("a report on several runs needs a folder of its own: give --output DIR")
-    report = Report(runs, folder if folder is not None else run_folders[0] / "report", sentences)
+    report = Report(runs, folder if folder is not None else _default_folder(run_folders, runs), sentences)
     with new_folder(report.folder), files_as_written(run_folders):
         return write_whole(report.folder / "index.html", _page(report))
+
+
+def _default_folder(run_folders: Sequence[Path], names: Iterable[str]) -> Path:
+    if len(run_folders) == 1:
+        return run_folders[0] / "report"
+    name = "-".join(("report", *names))
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"the folder of the report would be called {name}: {len(name)} characters, and {LONGEST_NAME} at most are "
+            "taken; give --output DIR"
+        )
+    return Path(os.path.abspath(run_folders[0])).parent / name
 
 
 def _page(report: Report) -> str:
@@ -135,7 +165,8 @@ def _course(report: Report) -> str:
     # a stream counts whole epochs only
     in_epochs = any(row.get("epoch") for history in histories.values() for row in history)
     kept = next(iter(report.runs.values())).best_step if len(report.runs) == 1 else None
-    units: list[Literal["step", "epoch"]] = ["step", "epoch"] if in_epochs else ["step"]
+    units: list[Unit] = ["step", "epoch"] if in_epochs else ["step"]
+    units += ["minute"] if all(map(has_minutes, histories.values())) else []
     pictures = {
         f"by {unit}": report.picture(course_figure(histories, unit, kept=kept), f"course-by-{unit}") for unit in units
     }
@@ -143,81 +174,18 @@ def _course(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    """Scores of all runs with their signatures and, where runs can be compared, how likely a difference is luck."""
-    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for title, prefix in (("test", "test_"), ("development", "eval_")):
-        for name, run in report.runs.items():
-            found = {key.removeprefix(prefix): run.results[key] for key in run.results if key.startswith(prefix)}
-            if found:
-                columns.setdefault(title, {})[name] = found
-    if not columns:
-        return ""
-    if len(report.runs) == 1:
-        shown = _score_table({title: found for title, runs in columns.items() for found in runs.values()})
-    else:
-        shown = tabs("scores", {title: f"<p>{title} set</p>{_score_table(runs)}" for title, runs in columns.items()})
-    signatures = _signatures([found for runs in columns.values() for found in runs.values()])
-    return shown + _decoding(report) + _significance(report) + signatures
-
-
-def _decoding(report: Report) -> str:
-    """How translations were searched, which scores of one table may differ in."""
-    lines = []
-    for name, run in report.runs.items():
-        beams, penalty = beam_sizes(run), run.settings.get("length_penalty")
-        if beams["test"] is not None:
-            whose = f"{name}: " if len(report.runs) > 1 else ""
-            lines.append(
-                f"{whose}test {beams['test']} beams, development {beams['development']}, length penalty {penalty}"
-            )
-    note = ["perplexities compare between runs with the same subwords only"] if len(report.runs) > 1 else []
-    return "".join(f'<p class="soft">{escape(line)}</p>' for line in lines + note)
-
-
-def _score_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    keys = [key for key in METRICS if any(key in values for values in columns.values())]
-    rows = [[METRICS[key], *(cell(values.get(key)) for values in columns.values())] for key in keys]
-    return table(["score", *map(escape, columns)], rows)
-
-
-def _signatures(columns: Sequence[Mapping[str, Any]]) -> str:
-    keys = [(key, f"{key}_signature") for key in METRICS]
-    lines = {f"{METRICS[key]}: {values[name]}" for values in columns for key, name in keys if name in values}
-    return "".join(f"<p><code>{escape(line)}</code></p>" for line in sorted(lines))
-
-
-def _significance(report: Report) -> str:
-    if len(report.runs) < 2:
-        return ""
-    try:
-        systems, references = read_systems([str(run.folder) for run in report.runs.values()])
-    except InputError as error:
-        return f'<p class="soft">No test of significance: {escape(str(error))}</p>'
-    named = dict(zip(report.runs, systems.values(), strict=True))
-    rows = [_significance_row(row) for row in compare_systems(named, references)]
-    title = (
-        "<p>Paired bootstrap, 1,000 resampled test sets, against the first run. p: how likely so large a difference "
-        f"is by luck; * marks p &lt; {SIGNIFICANT}, not corrected for the number of runs.</p>"
-    )
-    return title + table(["score", "run", "value", "95 % interval", "p"], rows)
-
-
-def _significance_row(row: Comparison) -> list[str]:
-    luck = "baseline" if row.p_value is None else f"{row.p_value:.3f}"
-    mark = " *" if row.p_value is not None and row.p_value < SIGNIFICANT else ""
-    interval = f"{row.mean:.2f} &plusmn; {row.interval:.2f}"
-    return [row.metric, escape(row.system), f"{row.score:.2f}{mark}", interval, luck]
+    return scores_part(report.runs)
 
 
 def _by_length(report: Report) -> str:
-    """A picture for all runs that were tested on the same sentences, counted in the same unit."""
-    alike: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for name, content in report.found("test_analysis.json").items():
+    """A picture for all runs that were scored on the same sentences, counted in the same unit."""
+    alike: dict[tuple[Split, str], dict[str, Mapping[str, Any]]] = {}
+    for name, (split, content) in report.analyses().items():
         sizes = [(bucket["first"], bucket["sentences"]) for bucket in content["buckets"]]
-        alike.setdefault(str((content["unit"], sizes)), {})[name] = content
+        alike.setdefault((split, str((content["unit"], sizes))), {})[name] = content
     pictures = [
-        report.picture(length_figure(runs), f"bleu-by-length{f'-{order}' if order else ''}")
-        for order, runs in enumerate(alike.values())
+        report.picture(length_figure(runs, SET_NAMES[split]), f"bleu-by-length{f'-{order}' if order else ''}")
+        for order, ((split, _), runs) in enumerate(alike.items())
     ]
     return "".join(pictures)
 
@@ -230,9 +198,9 @@ def _translations(report: Report) -> str:
         for row in run.samples:
             shared.setdefault((str(row["source"]), str(row["reference"])), {})[label] = str(row["hypothesis"])
     groups = {"samples": "".join(_sentence(source, ref, outputs) for (source, ref), outputs in shared.items())}
-    for name, content in report.found("test_analysis.json").items():
+    for name, (split, content) in report.analyses().items():
         for end in ("best", "worst"):
-            title = f"{end} of the test set" + (f", {name}" if len(report.runs) > 1 else "")
+            title = f"{end} of the {SET_NAMES[split]}" + (f", {name}" if len(report.runs) > 1 else "")
             groups[title] = "".join(
                 _sentence(row["source"], row["references"][0], {f"output, {row['chrf']:.0f} chrF": row["hypothesis"]})
                 for row in content[end]
@@ -258,8 +226,9 @@ def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
 def _attention(report: Report) -> str:
     """Heat maps by a forward pass of each run's model."""
     pictures: dict[str, str] = {}
+    split = _split_of_sentences(report)
     for order, (name, run) in enumerate(report.runs.items()):
-        pairs = _chosen_pairs(run, report.sentences) if report.sentences else _sample_pairs(run)
+        pairs = _chosen_pairs(run, split, report.sentences) if report.sentences else _sample_pairs(run)
         if not pairs or not (run.folder / "model.safetensors").is_file():
             continue
         try:
@@ -276,7 +245,8 @@ def _attention(report: Report) -> str:
                 continue
             title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
-    return tabs("attention", pictures) if pictures else ""
+    note = f'<p class="soft">sentences by their number in the {SET_NAMES[split]}</p>' if report.sentences else ""
+    return tabs("attention", pictures) + note if pictures else ""
 
 
 def _sample_pairs(run: Run) -> list[tuple[str, str]]:
@@ -285,12 +255,21 @@ def _sample_pairs(run: Run) -> list[tuple[str, str]]:
     return [pair for pair in pairs if max(map(len, pair)) <= ATTENTION_CHARACTERS][:ATTENTION_SENTENCES]
 
 
-def _chosen_pairs(run: Run, sentences: Sequence[int]) -> list[tuple[str, str]]:
-    path = run.folder / "test_scores.tsv"
+def _split_of_sentences(report: Report) -> Split:
+    """The set that numbers of sentences are of: one of which all runs have translations."""
+    try:
+        return common_split([str(run.folder) for run in report.runs.values()]) or "test"
+    except InputError:
+        return "test"
+
+
+def _chosen_pairs(run: Run, split: Split, sentences: Sequence[int]) -> list[tuple[str, str]]:
+    path = sentences_file(run.folder, split)
     rows = read_sentence_scores(path) if path.is_file() else []
     missing = [str(number) for number in sentences if not 1 <= number <= len(rows)]
     if missing:
-        raise InputError(f"{run.folder} has {len(rows)} test sentences, and no sentence {', '.join(missing)}")
+        name = SET_NAMES[split].removesuffix(" set")
+        raise InputError(f"{run.folder} has {len(rows)} {name} sentences, and no sentence {', '.join(missing)}")
     return [(rows[number - 1].source, rows[number - 1].hypothesis) for number in sentences]
 
 

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,28 @@ from hf_mt.checkpoints import told_if_unwritable
 from hf_mt.environment import environment
 from hf_mt.experiment import Experiment
 from hf_mt.hardware import machine
-from hf_mt.scores import write_sentence_scores
+from hf_mt.scores import PREFIXES, Split, sentences_file, write_sentence_scores
 from hf_mt.slices import describe_outputs, write_analysis
 from hf_mt.text_files import one_line, write_whole
 from hf_mt.training import TranslationTrainer
 
 
 def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Dataset | None) -> dict[str, Any]:
-    """Evaluates the kept weights by every score, translates the test set with beams, and saves model, translations
-    and results.
+    """Evaluates the kept weights by every score, translates the test set with beams, and saves model, results, and the
+    translations of both sets, sentence by sentence.
 
     Returns:
         What `all_results.json` holds.
     """
     args = experiment.training
     trainer.score = partial(describe_outputs, tokenized=args.tokenized_scores)
+    folder = Path(args.output_dir)
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate(num_beams=args.generation_num_beams)
         metrics |= _with_prefix("eval", trainer.signatures)
-    folder = Path(args.output_dir)
+        if args.should_save and trainer.lines.translations:  # none without predict_with_generate
+            _write_sentences(folder, "validation", trainer.eval_dataset, trainer.lines.translations)
     with told_if_unwritable(folder, folder):
         trainer.save_model(str(folder), _internal_call=True)  # pushed later, with its card
         trainer.save_state()
@@ -49,13 +51,19 @@ def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Da
             write_whole(
                 folder / "generated_predictions.txt", "".join(f"{one_line(text)}\n" for text in output.predictions)
             )
-            texts = test_dataset["source"], output.predictions, test_dataset["target"]
-            write_sentence_scores(folder / "test_scores.tsv", write_analysis(folder / "test_analysis.json", *texts))
+            _write_sentences(folder, "test", test_dataset, output.predictions)
     results = {**metrics, **_about(trainer, experiment)}
     if args.should_save:
         write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
         write_whole(folder / "all_results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
+
+
+def _write_sentences(folder: Path, split: Split, dataset: Dataset, translations: Sequence[str]) -> None:
+    """Each sentence with its translation and scores, and what they show together."""
+    texts = dataset["source"], translations, dataset["target"]
+    analysed = write_analysis(folder / f"{PREFIXES[split]}_analysis.json", *texts)
+    write_sentence_scores(sentences_file(folder, split), analysed)
 
 
 def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

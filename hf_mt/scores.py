@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
@@ -27,6 +28,9 @@ ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 UNESCAPES = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
 
 References = Sequence[str] | Sequence[Sequence[str]]
+Split = Literal["test", "validation"]
+PREFIXES: dict[Split, str] = {"test": "test", "validation": "eval"}  # of scores, and of files in a run folder
+SET_NAMES: dict[Split, str] = {"test": "test set", "validation": "development set"}
 
 
 def corpus_scores(
@@ -199,6 +203,11 @@ def write_sentence_scores(path: str | os.PathLike[str], scores: Sequence[Sentenc
     with open_output(path) as file:
         file.writelines(("\t".join(line) + "\n").encode() for line in lines)
     return Path(path)
+
+
+def sentences_file(folder: Path, split: Split) -> Path:
+    """Where a run keeps the sentences of a split with their translations and scores."""
+    return folder / f"{PREFIXES[split]}_scores.tsv"
 
 
 def read_sentence_scores(path: str | os.PathLike[str]) -> list[SentenceScore]:

@@ -1,7 +1,7 @@
 """Whether one system is better than another, or the test set was lucky: sacrebleu's paired tests.
 
-- Systems are run folders, which hold their translations with sources and references (`test_scores.tsv`), or files of
-  translations, one a line, with reference files beside them.
+- Systems are run folders, which hold their translations with sources and references (`test_scores.tsv`, or
+  `eval_scores.tsv` of runs without a test set), or files of translations, one a line, with references beside them.
 - The first system is the baseline. The numbers are those of `sacrebleu --paired-bs` and `--paired-ar`.
 - Trainings of one system with several seeds are compared by their mean, sentences being drawn for all of them at once:
   translations of one sentence are no independent evidence.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -20,7 +20,15 @@ from sacrebleu.significance import PairedTest, Result, estimate_ci
 
 from hf_mt.errors import InputError
 from hf_mt.pair_files import read_lines
-from hf_mt.scores import References, read_sentence_scores, reference_sets, scorers
+from hf_mt.scores import (
+    SET_NAMES,
+    References,
+    Split,
+    read_sentence_scores,
+    reference_sets,
+    scorers,
+    sentences_file,
+)
 
 
 Method = Literal["bootstrap", "randomization"]
@@ -28,6 +36,8 @@ METHODS: dict[str, str] = {"bootstrap": "bs", "randomization": "ar"}  # sacreble
 SEED = 12345  # sacrebleu's
 SIGNIFICANT = 0.05  # p-values below are marked
 MOST_SAMPLES = 10**6
+# BLEU by the names that runs give it, as options of `compare_systems`
+FLAVOURS: dict[str, dict[str, Any]] = {"bleu": {}, "bleu_lc_tok": {"lowercase": True, "tokenize": "none"}}
 
 
 @dataclass(frozen=True)
@@ -190,13 +200,45 @@ def _seeded(seed: int) -> Iterator[None]:
             os.environ["SACREBLEU_SEED"] = before
 
 
+def common_split(paths: Sequence[str], split: Split | None = None) -> Split | None:
+    """The set of which all run folders among these have translations: the test set if they have; None if none is one.
+
+    Args:
+        paths: Of runs, and perhaps of files.
+        split: The set that is wanted; any if None.
+
+    Raises:
+        InputError: They have none in common, or not the one that is wanted.
+    """
+    folders = [Path(path) for path in paths if Path(path).is_dir()]
+    if not folders:
+        return None
+    wanted: tuple[Split, ...] = tuple(SET_NAMES) if split is None else (split,)
+    lacking = []
+    for name in wanted:
+        without = [folder for folder in folders if not sentences_file(folder, name).is_file()]
+        if not without:
+            return name
+        lacking.append(f"{without[0]} has no {sentences_file(without[0], name).name}")
+    raise InputError(
+        f"{' and '.join(lacking)}: a run that is finished has one if it had a test set, or a development set and "
+        "predict_with_generate"
+    )
+
+
 def read_systems(
-    paths: Sequence[str], reference_files: Sequence[str] = ()
+    paths: Sequence[str], reference_files: Sequence[str] = (), *, split: Split | None = None
 ) -> tuple[dict[str, list[str]], list[list[str]]]:
     """Translations by name, and the references of each sentence, from run folders and files.
 
+    Args:
+        paths: Of run folders, and of files of translations.
+        reference_files: Of files.
+        split: The set that run folders are compared on; as `common_split` if None.
+
     Raises:
-        InputError: Nothing says what the references are, runs were tested on different ones, or two have one name.
+        InputError: Nothing says what the references are, runs were tested on different ones, or two have one name; or
+            as `common_split`.
     """
     systems: dict[str, list[str]] = {}
     sets = [read_lines(Path(file)) for file in reference_files]
@@ -204,16 +246,14 @@ def read_systems(
         lengths = ", ".join(f"{file}: {len(lines)}" for file, lines in zip(reference_files, sets, strict=True))
         raise InputError(f"reference files differ in their number of lines: {lengths}")
     by_sentence = [list(row) for row in zip(*sets, strict=True)]
+    found = common_split(paths, split)
     for path in paths:
         if path in systems:
             raise InputError(f"{path} was given twice")
-        if not Path(path).is_dir():
+        if found is None or not Path(path).is_dir():
             systems[path] = read_lines(Path(path))
             continue
-        table = Path(path, "test_scores.tsv")
-        if not table.is_file():
-            raise InputError(f"{path} has no test_scores.tsv: it is no finished run with a test set")
-        scores = read_sentence_scores(table)
+        scores = read_sentence_scores(sentences_file(Path(path), found))
         systems[path] = [score.hypothesis for score in scores]
         own = [list(score.references) for score in scores]
         if by_sentence and own != by_sentence:

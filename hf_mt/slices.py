@@ -187,6 +187,6 @@ def write_analysis(
 
 
 def _shown(scores: Sequence[SentenceScore], rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Sentences of these rows, by line number in the test set, counted from 1."""
+    """Sentences of these rows, by line number in their set, counted from 1."""
     for row in rows:
         yield {"line": row + 1, **asdict(scores[row])}

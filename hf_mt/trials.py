@@ -5,8 +5,10 @@ nothing.
 """
 
 import argparse
+import hashlib
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -15,24 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from hf_mt.command_line import word
 from hf_mt.corpora import check_source
 from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
+from hf_mt.key_rules import LENGTH_KEYS
 from hf_mt.models import check_architecture
 from hf_mt.run_folder import CONFIG_NAME, read_config
 from hf_mt.text_files import check_folder
 
 
+LONGEST_NAME = 100  # of a folder
 LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--config_file")
-LENGTH_KEYS = (
-    "max_steps",
-    "num_train_epochs",
-    "eval_strategy",
-    "eval_steps",
-    "early_stopping_patience",
-    "load_best_model_at_end",
-)  # what may change when a run goes on, but not between runs that are compared
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +45,13 @@ class PlannedRun:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
+    profile = "single_gpu" if torch.cuda.is_available() else "cpu"
     parser.add_argument(
-        "--launcher", type=word, default="configs/accelerate/cpu.yaml", help="configuration of accelerate launch"
+        "--launcher",
+        type=word,
+        default=f"configs/accelerate/{profile}.yaml",
+        help="configuration of accelerate launch; by default configs/accelerate/single_gpu.yaml where there is a GPU, "
+        "and cpu.yaml elsewhere",
     )
 
 
@@ -66,6 +69,14 @@ def joined(words: Iterable[str]) -> list[str]:
 def merged(*groups: Iterable[str]) -> list[str]:
     """Options as `--key=value`, each key once, with what the last group says."""
     return list({option.partition("=")[0]: option for group in groups for option in group}.values())
+
+
+def folder_name(text: str) -> str:
+    """A name that a folder can have anywhere: `text`, or what can stand of it with a hash of the whole."""
+    name = re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)
+    if name == text and len(name) <= LONGEST_NAME and not name.startswith("."):
+        return name
+    return f"{name[: LONGEST_NAME - 13]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _key(option: str) -> str:

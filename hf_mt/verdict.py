@@ -5,10 +5,12 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 END_OF_RUN = 0.2  # the share of a run whose gain tells whether it was over
@@ -24,6 +26,7 @@ class Point(NamedTuple):
     step: int
     epoch: float
     value: float
+    minute: float | None = None  # of training alone; None where the log doesn't tell
 
 
 def series(log_history: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
@@ -33,11 +36,35 @@ def series(log_history: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     row does not say where training stood.
     """
     points: dict[int, Point] = {}
+    minute = _clock(log_history)
     for row in log_history:
         if key in row and "step" in row:
             step = int(row["step"])
-            points.setdefault(step, Point(step, float(row.get("epoch") or 0.0), float(row[key])))
+            points.setdefault(step, Point(step, float(row.get("epoch") or 0.0), float(row[key]), minute(step)))
     return [points[step] for step in sorted(points)]
+
+
+def has_minutes(log_history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the points of `series` know their minute."""
+    return _clock(log_history)(0) is not None
+
+
+def _clock(log_history: Sequence[Mapping[str, Any]]) -> Callable[[int], float | None]:
+    """Minutes of training by step; between two rows of the log they grow evenly.
+
+    A row has the seconds since the one before, also in a run that was interrupted. Where some rows have none, as those
+    of older versions, nothing can be said, since the sum would leave them out.
+    """
+    rows = [row for row in log_history if "step" in row]
+    seconds: dict[int, float] = {}
+    for row in rows:
+        if "train_seconds" in row:
+            seconds.setdefault(int(row["step"]), float(row["train_seconds"]))
+    if not seconds or any("loss" in row and "train_seconds" not in row for row in rows):
+        return lambda step: None
+    steps = sorted(seconds)
+    ends = list(accumulate(seconds[step] / 60 for step in steps))
+    return lambda step: float(np.interp(step, [0, *steps], [0.0, *ends]))
 
 
 def best_point(log_history: Sequence[Mapping[str, Any]]) -> Point | None:

@@ -4,15 +4,16 @@
         --validation_file dataset/data/task1/tok/val.lc.norm.tok
 
 The file names the recipe, settings that all runs share, and what is different in each run; options are for all runs
-too. Runs follow each other, so that their minutes can be compared; finished ones are kept, and the same command goes
-on. Development scores alone are compared: leave test data out, so that no choice can be made on it.
+too. Runs follow each other, so that their minutes can be compared, on a GPU where there is one, or else on the
+processor (`--launcher`); finished ones are kept, and the same command goes on. Development scores alone are compared:
+leave test data out, so that no choice can be made on it.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_mt.ablation import ablation_table, check_translated, read_ablation
+from hf_mt.ablation import ablation_table, check_translated, compared_bleu, luck, read_ablation
 from hf_mt.command_line import path_name, run_script
 from hf_mt.text_files import write_whole
 from hf_mt.trials import add_launcher, check_plan, joined, train_all
@@ -34,10 +35,14 @@ def main() -> None:
     check_plan(runs.values(), options, folder, args.launcher)
     check_translated(runs.values())
     results: dict[str, Any] = {}
+    p_values: dict[str, float | None] = {}
+    first = next(iter(runs))  # which the others are compared with
     for name, results[name] in train_all(runs, script=TRAIN, launcher=args.launcher):
         print(f"{name}: development BLEU {results[name]['eval_bleu']:.2f}", flush=True)
-        if next(iter(runs)) in results:  # which the others are compared with
-            text = ablation_table(ablation, results)
+        if first in results:
+            if name != first:
+                p_values[name] = luck(runs[first].folder, runs[name].folder, compared_bleu(results[first]))
+            text = ablation_table(ablation, results, p_values)
             write_whole(folder / "ablation.md", text)
     print(f"\n{text}\nwritten to {folder / 'ablation.md'}")
 

@@ -2,8 +2,9 @@
 
     python scripts/benchmark_quality.py runs/multi30k_en_de
 
-OpenNMT-py is given its published settings for this size. Its last checkpoint and means of its last checkpoints are
-scored on both sets (quality.json); the one that is best on the development set is compared with the run's own best.
+OpenNMT-py is given settings published for a Transformer of width 128; at other widths its schedule makes the learning
+rate fall with the square root of the width. Its last checkpoint and means of its last checkpoints are scored on both
+sets (quality.json); the one that is best on the development set is compared with the run's own best.
 """
 
 import argparse

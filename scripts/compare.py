@@ -3,14 +3,17 @@
     python scripts/compare.py runs/baseline runs/rope runs/alibi
     python scripts/compare.py base.txt other.txt --references test.de
 
-A system is a run folder or a file of translations. The tests are sacrebleu's.
+A system is a run folder or a file of translations. Runs are compared on their test set, or on their development set
+where one of them has no other, or with `--split validation`. The tests are sacrebleu's.
 """
 
 import argparse
 
 from hf_mt.command_line import run_script, whole_number, word
+from hf_mt.errors import InputError
 from hf_mt.progress import quiet_libraries
-from hf_mt.significance import METHODS, MOST_SAMPLES, SEED, compare_systems, read_systems
+from hf_mt.scores import PREFIXES, SET_NAMES
+from hf_mt.significance import METHODS, MOST_SAMPLES, SEED, common_split, compare_systems, read_systems
 from hf_mt.tables import print_comparisons
 
 
@@ -21,6 +24,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--references", type=word, nargs="+", default=[], help="files of references, a line each, for files"
+    )
+    parser.add_argument(
+        "--split", choices=list(SET_NAMES), help="of runs; by default the test set, or validation where one has none"
     )
     parser.add_argument("--method", choices=list(METHODS), default="bootstrap", help="which paired test")
     parser.add_argument(
@@ -40,7 +46,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     quiet_libraries()
     args = vars(parse())
-    systems, references = read_systems(args.pop("systems"), args.pop("references"))
+    paths, wanted = args.pop("systems"), args.pop("split")
+    split = common_split(paths, wanted)
+    if wanted is not None and split is None:
+        raise InputError(f"--split {wanted} is a set of run folders, and none is given; leave it out")
+    systems, references = read_systems(paths, args.pop("references"), split=split)
+    if split is not None:
+        print(f"on the {SET_NAMES[split]}, {PREFIXES[split]}_scores.tsv")
     print_comparisons(compare_systems(systems, references, **args))
 
 

@@ -19,6 +19,7 @@ import sys
 from hf_mt.command_line import run_script
 from hf_mt.evaluation import evaluate_model, parse_evaluation
 from hf_mt.progress import quiet_libraries
+from hf_mt.scores import PREFIXES
 from hf_mt.tables import print_scores
 
 
@@ -31,7 +32,8 @@ def main() -> None:
     print_scores(results)
     folder = results["output_dir"]
     if folder is not None:
-        print(f"written to {folder}: results.json, predictions.txt, test_scores.tsv, test_analysis.json")
+        prefix = PREFIXES[args.split]
+        print(f"written to {folder}: results.json, predictions.txt, {prefix}_scores.tsv, {prefix}_analysis.json")
 
 
 if __name__ == "__main__":

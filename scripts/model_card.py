@@ -2,8 +2,10 @@
 
     python scripts/model_card.py runs/multi30k_en_de --output model_cards/multi30k_en_de.md --no_samples
     python scripts/model_card.py runs/quickstart --repo_id user/name
+    python scripts/model_card.py runs/seed1 --seeds runs/seed2 runs/seed3
 
-Without --output the card is README.md in the folder of the run.
+Without --output the card is README.md in the folder of the run. With --seeds its results have the scores of further
+runs of the same recipe, with mean and standard deviation.
 """
 
 import argparse
@@ -19,8 +21,10 @@ def main() -> None:
     parser.add_argument("--repo_id", type=word, help="user/name from which its readers will load the model")
     parser.add_argument("--license", type=word, help="licence of the weights, such as apache-2.0")
     parser.add_argument("--no_samples", action="store_true", help="show no sentences of the data")
+    parser.add_argument("--seeds", nargs="+", type=path_name, default=[], help="runs of the same recipe, other seeds")
     args = parser.parse_args()
     shown = {"repo_id": args.repo_id, "license": args.license, "show_samples": not args.no_samples}
+    shown["seeds"] = args.seeds
     print(write_model_card(args.run, path=args.output, **shown))
 
 

@@ -1,6 +1,7 @@
 """Writes a page about a run, or about several runs side by side.
 
 python scripts/report.py runs/quickstart                              # runs/quickstart/report/index.html
+python scripts/report.py runs/rope runs/alibi                         # runs/report-rope-alibi/index.html
 python scripts/report.py runs/rope runs/alibi --output reports/encodings
 python scripts/report.py runs/quickstart --sentences 3 17             # whose cross-attention is drawn
 """
@@ -18,9 +19,17 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=path_name, help="run folders; the first is what others are compared with"
     )
-    parser.add_argument("--output", type=path_name, help="folder of the page; default: report in the run folder")
     parser.add_argument(
-        "--sentences", nargs="+", type=whole_number(1, 10**9), default=[], help="numbers of test sentences, from 1"
+        "--output",
+        type=path_name,
+        help="folder of the page; default: report in the run folder, report-NAME-NAME beside the first of several",
+    )
+    parser.add_argument(
+        "--sentences",
+        nargs="+",
+        type=whole_number(1, 10**9),
+        default=[],
+        help="numbers of sentences of the test set, from 1; of the development set where a run has no other",
     )
     args = parser.parse_args()
     print(write_report(args.runs, folder=args.output, sentences=args.sentences))

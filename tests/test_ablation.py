@@ -1,5 +1,6 @@
 """An ablation trains each run once, with what the run changes, and compares what the files of the runs say."""
 
+import argparse
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import pytest
 from scripts_on_path import load_script
 
 from hf_mt import InputError, trials
-from hf_mt.ablation import check_translated, read_ablation
+from hf_mt.ablation import check_translated, luck, read_ablation
 from hf_mt.experiment import parse_experiment
-from hf_mt.trials import PlannedRun, check_plan, joined, launch, train_run
+from hf_mt.scores import sentence_scores, write_sentence_scores
+from hf_mt.trials import PlannedRun, add_launcher, check_plan, joined, launch, train_run
 
 
 CPU = "configs/accelerate/cpu.yaml"
@@ -77,10 +79,10 @@ def trained(command: list[str], output: Any) -> int:
     return int(words.get("dropout") == "0.9")
 
 
-def ablate(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def ablate(path: Path, monkeypatch: pytest.MonkeyPatch, launch: Any = trained) -> str:
     """The table that the script writes."""
     folder = path.parent / "runs"
-    monkeypatch.setattr(trials, "launch", trained)
+    monkeypatch.setattr(trials, "launch", launch)
     monkeypatch.setattr("sys.argv", ["ablate.py", str(path), "--output_dir", str(folder), "--seed", "7"])
     try:
         load_script("ablate").main()
@@ -91,8 +93,34 @@ def ablate(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_table_compares_with_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = ablate(write(tmp_path), monkeypatch)
-    assert "| as it is | nothing | 23.00 | +0.00 | 2.000 | 1.0 | 3.0 |" in text
-    assert "--dropout=0.1 | 21.00 | -2.00 |" in text and "--seed=7" in text
+    assert "| as it is | nothing | 23.00 | +0.00 |  | 2.000 | 1.0 | 3.0 |" in text
+    assert "--dropout=0.1 | 21.00 | -2.00 |  |" in text and "--seed=7" in text
+
+
+def test_a_difference_on_the_development_set_has_its_p_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    references = [f"the {n} dogs run over the hill to house {n * 7} ." for n in range(40)]
+
+    def trained_with_sentences(command: list[str], output: Any) -> int:
+        code = trained(command, output)
+        folder = Path(next(word for word in command if word.startswith("--output_dir=")).partition("=")[2])
+        worse = [line.replace("run over", "walk on") for line in references]
+        lines = worse if folder.name == "less_dropout" else references
+        if folder.name != "longer":  # as a run of a version that did not keep them
+            write_sentence_scores(folder / "eval_scores.tsv", sentence_scores(references, lines, references))
+        return code
+
+    text = ablate(write(tmp_path), monkeypatch, trained_with_sentences)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    cells = {row[0].strip("| "): row for row in rows}
+    assert cells["Run"][4] == "p" and 0 < float(cells["less dropout"][4]) < 0.05
+    assert cells["as it is"][4] == cells["longer"][4] == "" and "paired bootstrap" in text
+    folders = {name: tmp_path / "runs" / name for name in ("as_it_is", "less_dropout")}
+    same = luck(folders["as_it_is"], folders["less_dropout"], "bleu_lc_tok")
+    assert same is not None and same < 0.05
+    write_sentence_scores(
+        folders["less_dropout"] / "eval_scores.tsv", sentence_scores(references, references, references[::-1])
+    )
+    assert luck(folders["as_it_is"], folders["less_dropout"], "bleu") is None  # other references
 
 
 def test_a_run_that_fails_leaves_the_others_and_is_told_at_the_end(
@@ -135,6 +163,18 @@ def test_a_plan_is_checked_as_a_whole(tmp_path: Path, option: str, message: str 
         return check_plan([run], options, tmp_path, CPU, decided=("seed",))
     with pytest.raises(InputError, match=message):
         check_plan([run], options, tmp_path, CPU, decided=("seed",))
+
+
+@pytest.mark.parametrize(("there_is_a_gpu", "profile"), [(True, "single_gpu"), (False, "cpu")])
+def test_runs_are_launched_on_the_gpu_where_there_is_one(
+    there_is_a_gpu: bool, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_a_gpu)
+    parser = argparse.ArgumentParser()
+    add_launcher(parser)
+    found = parser.parse_args([]).launcher
+    assert found == f"configs/accelerate/{profile}.yaml" and (Path(__file__).parents[1] / found).is_file()
+    assert parser.parse_args(["--launcher", CPU]).launcher == CPU and "single_gpu.yaml" in parser.format_help()
 
 
 @pytest.mark.parametrize("option", ["--predict_with_generate=false", "--train_file=data/train"])

@@ -26,8 +26,8 @@ training: models losses optimizer sharding averaging tracking progress interrupt
 training+: early_stopping evaluation_loop checkpointing training dry_run
 evaluation: environment scores metric slices significance scoring comet evaluation results
 pictures: attention verdict figures
-reporting: tables markdown page run_record report
-hub: model_card hub summary
+reporting: tables markdown page run_record report_scores report
+hub: seeds model_card hub summary
 comparison: trials ablation padded_counting four_settings encoding_comparison encoding_pictures scaling
 """
 STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())

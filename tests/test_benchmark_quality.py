@@ -1,13 +1,16 @@
 """A peer trains on our text in our subwords, and what it writes comes back as text."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from datasets import Dataset, DatasetDict
-from scripts_on_path import load_script
+from scripts_on_path import SCRIPTS, load_script
 
 from hf_mt.experiment import parse_experiment
 from hf_mt.tokenization import get_tokenizer
@@ -68,3 +71,21 @@ def test_the_report_has_the_difference_of_what_both_have(tmp_path: Path) -> None
     config = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.1, "decoder_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_ffn_dim": 16}))
     assert quality.size_of(tmp_path, 60)["ffn_dim"] == 16
+
+
+PEER = "onmt onmt.trainer onmt.bin onmt.bin.average_models onmt.bin.train onmt.bin.translate meter train_opennmt"
+
+
+def test_the_peak_of_the_peer_is_the_published_one_at_its_width_and_falls_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in PEER.split():  # which is installed in an environment of its own
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    program = runpy.run_path(str(SCRIPTS / "benchmarks" / "quality_opennmt.py"))
+
+    def rate(step: int, width: int) -> float:
+        """As `noam` of OpenNMT-py gives it."""
+        return program["RATE"] * width**-0.5 * min(step**-0.5, step * program["WARMUP"] ** -1.5)
+
+    assert max(rate(step, 128) for step in range(1, 5000)) == rate(2000, 128) == pytest.approx(5e-3)
+    assert rate(2000, 512) == pytest.approx(2.5e-3)

@@ -12,7 +12,7 @@ import pytest
 
 from hf_mt.figures import COLOURS, RED, SOFT, course_figure, save_png
 from hf_mt.tables import print_samples, print_scores
-from hf_mt.verdict import best_point, verdict
+from hf_mt.verdict import best_point, has_minutes, series, verdict
 
 
 Row = dict[str, Any]
@@ -135,6 +135,43 @@ def test_the_checkpoint_that_was_kept_is_marked_by_step_and_by_epoch() -> None:
 
     assert marks(120, "step") == [120] * 4 and marks(120, "epoch") == [3.0] * 4
     assert marks(None, "step") == [] == marks(121, "step")
+
+
+TIMED: list[Row] = [
+    {"step": 10, "epoch": 1.0, "loss": 5.0, "train_seconds": 60.0},
+    {"step": 15, "epoch": 1.5, "eval_loss": 4.0, "eval_runtime": 500.0},
+    {
+        "step": 20,
+        "epoch": 2.0,
+        "loss": 4.0,
+        "train_seconds": 120.0,
+    },  # since the row before
+    {"step": 25, "epoch": 2.5, "train_runtime": 1.0, "train_seconds": 30.0},
+    {"step": 25, "epoch": 2.5, "eval_loss": 3.0},
+]
+
+
+def test_minutes_are_those_of_training_alone() -> None:
+    assert [point.minute for point in series(TIMED, "loss")] == [1.0, 3.0]
+    assert [point.minute for point in series(TIMED, "eval_loss")] == pytest.approx([2.0, 3.5])
+    again = [*TIMED, {"step": 20, "epoch": 2.0, "loss": 9.0, "train_seconds": 999.0}]
+    assert series(again, "eval_loss") == series(TIMED, "eval_loss")  # the first row of a step counts
+    assert has_minutes(TIMED)
+
+
+@pytest.mark.parametrize("rows", [CONVERGED, [{"step": 5, "epoch": 0.5, "loss": 6.0}, *TIMED], []])
+def test_a_log_that_leaves_out_seconds_tells_no_minutes(rows: list[Row]) -> None:
+    assert {point.minute for key in ("loss", "eval_loss") for point in series(rows, key)} <= {None}
+    assert not has_minutes(rows)
+
+
+def test_courses_by_minute_leave_out_runs_that_tell_none() -> None:
+    figure = course_figure({"old": CONVERGED, "new": TIMED}, "minute", kept=15)
+    lines = figure.axes[0].get_lines()
+    found = {line.get_color(): list(line.get_xdata()) for line in lines if line.get_linestyle() == ":"}
+    assert found == {COLOURS[0]: [], COLOURS[1]: [1.0, 3.0]}
+    marks = [line.get_xdata()[0] for line in lines if line.get_color() == SOFT]
+    assert marks == pytest.approx([2.0]) and figure.axes[0].get_xlabel() == "minute of training"
 
 
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"

@@ -1,6 +1,7 @@
 """The comparison of encodings cuts the test set by length and compares like with like."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scripts_on_path import load_script
 from hf_mt import InputError, trials
 from hf_mt.encoding_comparison import comparison_table, scores_by_length
 from hf_mt.scores import corpus_scores, sentence_scores, write_sentence_scores
+from hf_mt.trials import folder_name
 
 
 LENGTHS = [3, 4, 7, 9, 13, 14, 19, 25] * 8  # words; the end of sentence is one token more
@@ -111,3 +113,62 @@ def test_the_script_trains_each_encoding_with_each_seed(tmp_path: Path, monkeypa
         and "--max_steps 5" in text
     )
     assert matplotlib.image.imread(tmp_path / "runs" / "comparison.png").std() > 0
+
+
+def test_a_row_may_have_settings_of_its_own(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    commands: list[list[str]] = []
+
+    def launched(command: list[str], output: Any) -> int:
+        commands.append(command)
+        return trained(command, output)
+
+    monkeypatch.setattr(trials, "launch", launched)
+    (tmp_path / "recipe.yaml").write_text(
+        "dataset_name: cldr\nsource_lang: en\ntarget_lang: de\nmax_source_length: 10\n"
+    )
+    variant = 'rope+rope_parameters={"rope_type": "linear", "factor": 2}'
+    entries = ["none", "none+position_shift=100", "rope+position-shift=5+decoder_position_encoding=alibi", variant]
+    words = [str(tmp_path / "recipe.yaml"), "--encodings", *entries, "--seeds", "1", "--output_dir",
+             str(tmp_path / "runs"), "--position_shift", "7"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["compare_position_encodings.py", *words])
+    load_script("compare_position_encodings").main()
+    options = [{word for word in command if word.startswith("--")} for command in commands]
+    assert {"--position_encoding=none", "--position_shift=7"} <= options[0]
+    assert {"--position_encoding=none", "--position_shift=100"} <= options[1]
+    assert "--position_shift=7" not in options[1] | options[2]
+    assert {"--position_shift=5", "--decoder_position_encoding=alibi"} <= options[2]
+    folders = [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+    assert {"none-1", "none+position_shift=100-1"} < set(folders) and len(folders) == 4
+    assert not any(set(name) & set('{}": /') for name in folders)
+    text = (tmp_path / "runs" / "comparison.md").read_text()
+    assert all(f"| `{entry}` |" in text for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("rop", "found 'rop', wanted one of sinusoidal, .*; did you mean 'rope'"),
+        ("rope+", "found '', wanted key=value after each"),
+        ("rope+muon", "found 'muon', wanted key=value"),
+        ("rope+seed=3", "seed can't be another one for each encoding"),
+        ("rope+max-source-length=5", "max_source_length can't be another one"),
+        ("rope+positon_shift=3", "did you mean 'position_shift'"),
+        ("rope+decoder_position_encoding=alibbi", "decoder_position_encoding: found 'alibbi'"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: Any, entry: str, message: str) -> None:
+    monkeypatch.setattr(trials, "launch", lambda *args, **options: pytest.fail("trained"))
+    (tmp_path / "recipe.yaml").write_text("dataset_name: cldr\nsource_lang: en\ntarget_lang: de\n")
+    words = [str(tmp_path / "recipe.yaml"), "--encodings", entry, "--output_dir", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", ["compare_position_encodings.py", *words])
+    with pytest.raises(InputError, match=message):
+        load_script("compare_position_encodings").main()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_names_of_folders_are_safe_and_different() -> None:
+    assert folder_name("rope+position_shift=100-1") == "rope+position_shift=100-1"
+    odd = ["..", "../a/b", "a b", "a_b", "a/b", "x" * 200, "x" * 201, "\u00e9" * 90]
+    names = [folder_name(text) for text in odd]
+    assert len(set(names)) == len(odd) and all(re.fullmatch(r"[\w.=+-]{1,100}", name, re.ASCII) for name in names)
+    assert not set(names) & {".", ".."}

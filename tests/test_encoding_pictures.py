@@ -1,6 +1,8 @@
 """Pictures show what the classes compute: each scheme its own, and none the same everywhere."""
 
+import re
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -41,3 +43,23 @@ def test_scores_of_equal_words_differ_by_position_alone() -> None:
     assert torch.allclose(relative[20:40, 20:40], relative[:20, :20], atol=1e-4)
     absolute = _scores(_scheme("sinusoidal", bidirectional=True), WORD)
     assert not torch.allclose(absolute[20:40, 20:40], absolute[:20, :20], atol=1e-1)
+
+
+PAGE = Path(__file__).parents[1] / "model_cards" / "positional_encodings.md"
+# Parameters of an encoder's scheme as the page counts them, at width 64 with 4 heads
+COUNTED = {"sinusoidal": 0, "learned": 512 * 64, "none": 0, "shaw": 2 * 33 * 16, "t5": 32 * 4, "rope": 0, "alibi": 0}
+COUNTED |= {"kerple": 2 * 4, "fire": 33 * 4 + 66, "xpos": 0, "pope": 64, "deberta": 2 * 33 * 64, "cope": 2 * 17 * 16}
+
+
+def test_the_page_has_picture_and_cost_of_every_scheme() -> None:
+    sections = dict(re.findall(r"(?ms)^### `(\w+)`\n(.*?)(?=^##|\Z)", PAGE.read_text("utf-8")))
+    assert sections.keys() == POSITION_ENCODINGS.keys()
+    for name, text in sections.items():
+        assert f"![{name}](positional_encodings/{name}.png)" in text
+        assert (PAGE.parent / "positional_encodings" / f"{name}.png").is_file()
+        assert re.search(r"(?m)^Cost: |no cost", text), name
+
+
+@pytest.mark.parametrize("name", POSITION_ENCODINGS)
+def test_parameters_are_as_many_as_the_page_says(name: str) -> None:
+    assert sum(weight.numel() for weight in _scheme(name, bidirectional=True).parameters()) == COUNTED[name]

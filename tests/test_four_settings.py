@@ -7,12 +7,13 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
+from random_models import word_tokenizer
 from scripts_on_path import load_script
 from transformers import get_scheduler
 
 from hf_mt import InputError, trials
 from hf_mt.experiment import parse_experiment
-from hf_mt.four_settings import compared_pairs, differences_table, nothing_table, read_finished
+from hf_mt.four_settings import compared_pairs, differences_table, nothing_table, read_finished, scores_table
 from hf_mt.scores import sentence_scores, write_sentence_scores
 
 
@@ -110,6 +111,21 @@ def test_padding_flatters_the_run_that_failed(tmp_path: Path) -> None:
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] > 0.1
 
 
+def test_development_accuracy_is_shown_with_its_padding_counted(tmp_path: Path) -> None:
+    for name in ("new", "old"):
+        make_run(tmp_path / name, right=30, loss=1.0)
+    references = ["w4 w5 w6 w7 w8 w9 w10", *["w4"] * 15, "w4 w5", "w4"]  # 8 tokens and 15 of 2, then 3 and 2
+    scores = sentence_scores(references, references, references)
+    write_sentence_scores(tmp_path / "new" / "eval_scores.tsv", scores)
+    word_tokenizer().save_pretrained(tmp_path / "new")
+    runs = {name: read_finished(tmp_path / name) for name in ("new", "old")}
+    header, _, *rows = (line.split(" | ") for line in scores_table(runs).splitlines())
+    column = header.index("development accuracy, padding counted")
+    padding = 1 - (8 + 15 * 2 + 3 + 2) / (16 * 8 + 2 * 3)
+    assert [row[column - 1] for row in rows] == ["40.0", "40.0"]
+    assert [row[column] for row in rows] == [f"{100 * (0.4 * (1 - padding) + padding):.1f}", ""]
+
+
 def test_each_run_is_compared_with_what_it_should_beat() -> None:
     names = ["set 1", "set 2", "set 4", "set 4, pre-norm", "set 4, warm-up", "recipe"]
     assert list(compared_pairs(names)) == [
@@ -136,6 +152,49 @@ def test_runs_are_planned_as_described() -> None:
     ]  # fmt: skip
     assert list(planned([1, 2], True, None)) == ["set 1", "set 2"]
     assert planned([2], False, "r.yaml") == {"set 2": ("configs/report/set2.yaml", []), "recipe": ("r.yaml", [])}
+    assert planned([2], False, "r.yaml", ["--max_steps=9"])["recipe"] == ("r.yaml", ["--max_steps=9"])
+
+
+def test_options_of_the_recipe_are_for_it_alone(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    commands: list[list[str]] = []
+
+    def launched(command: list[str], output: Any) -> int:
+        commands.append(command)
+        return trained(command, output)
+
+    monkeypatch.setattr(trials, "launch", launched)
+    words = ["--sets", "1", "--output_dir", str(tmp_path / "runs"), "--test_file", "x", "--seed=3", "--max_steps=50"]
+    recipe = ["--recipe", "configs/ted_en_fr.yaml", "--recipe_options", "--max_steps=30 --eval_steps 10"]
+    monkeypatch.setattr("sys.argv", ["reproduce_report.py", *words, *recipe])
+    load_script("reproduce_report").main()
+    one, other = commands
+    assert "--max_steps=50" in one and "--eval_steps=10" not in one
+    assert {"configs/ted_en_fr.yaml", "--max_steps=30", "--eval_steps=10", "--seed=3"} <= set(other)
+    assert "--max_steps=50" not in other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe_options=--max_steps=30"], "for the recipe of --recipe alone, and none is given"),
+        (["--recipe", "configs/ted_en_fr.yaml", "--recipe_options=--max_stpes=30"], "did you mean 'max_steps'"),
+        (["--recipe", "configs/ted_en_fr.yaml", "--recipe_options=--output_dir=x"], "--output_dir can't be given"),
+        (["--recipe", "configs/ted_en_fr.yaml", "--recipe_options=--run_name 'x"], None),
+    ],
+)
+def test_options_of_the_recipe_are_checked(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, options: list[str], message: str | None
+) -> None:
+    monkeypatch.setattr(trials, "launch", lambda *args, **more: pytest.fail("trained"))
+    words = ["--sets", "1", "--output_dir", str(tmp_path / "runs"), "--test_file", "x", *options]
+    monkeypatch.setattr("sys.argv", ["reproduce_report.py", *words])
+    if message is None:
+        with pytest.raises(SystemExit, match="2"):
+            load_script("reproduce_report").main()
+        assert "No closing quotation" in capsys.readouterr().err
+    else:
+        with pytest.raises(InputError, match=message):
+            load_script("reproduce_report").main()
 
 
 def test_without_a_test_set_nothing_is_trained(tmp_path: Path, monkeypatch: Any) -> None:

@@ -33,6 +33,7 @@ SENT = MODEL | CODE | {"README.md", "report/course-by-step.png"}
 PLANTED = (
     "generated_predictions.txt",
     "test_scores.tsv",
+    "eval_scores.tsv",
     "optimizer.pt",
     "scheduler.pt",
     "rng_state.pth",

@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 
 from hf_mt import InputError
-from hf_mt.padded_counting import END, PAD, count_padding
+from hf_mt.padded_counting import END, PAD, accuracy_counting_padding, count_padding, padding_share
 
 
 def sentences(count: int, seed: int) -> list[list[str]]:
@@ -69,3 +69,25 @@ def test_bad_input_is_refused() -> None:
     for hypotheses, references in (([], []), ([["a"]], [["a"], ["b"]])):
         with pytest.raises(InputError, match="there must be as many"):
             count_padding(hypotheses, references)
+
+
+def test_the_padding_of_batches_is_that_of_their_cells() -> None:
+    lengths = [len(row) for row in REFERENCES]
+    for size in (1, 7, 16):
+        batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+        cells = [[word < length for word in range(max(batch))] for batch in batches for length in batch]
+        empty = sum(row.count(False) for row in cells) / sum(map(len, cells))
+        assert padding_share(lengths, sentences_per_batch=size) == pytest.approx(empty)
+    assert padding_share(lengths, sentences_per_batch=1) == 0
+    assert padding_share(sorted(lengths)) < padding_share(lengths)
+    with pytest.raises(InputError, match="no sentences"):
+        padding_share([])
+
+
+def test_an_accuracy_that_counts_padding_is_that_of_all_cells() -> None:
+    hypotheses = [[word if place % 3 else "x" for place, word in enumerate(row)] for row in REFERENCES]
+    counted = count_padding(hypotheses, REFERENCES)  # as long as the references, so that they pad alike
+    padding = padding_share([len(row) + 1 for row in REFERENCES])
+    assert padding == pytest.approx(counted.padding)
+    assert accuracy_counting_padding(counted.accuracy, padding) == pytest.approx(counted.accuracy_with_padding)
+    assert accuracy_counting_padding(0.4, 0.0) == 0.4

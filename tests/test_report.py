@@ -20,7 +20,9 @@ from hf_mt.figures import COLOURS
 from hf_mt.model.position_encodings import POSITION_ENCODINGS
 from hf_mt.page import marked
 from hf_mt.report import PARTS, write_report
-from hf_mt.scores import write_sentence_scores
+from hf_mt.report_scores import scores_part
+from hf_mt.run_record import Run, read_run
+from hf_mt.scores import corpus_scores, scores_of_tokenized, sentence_scores, write_sentence_scores
 from hf_mt.slices import describe_outputs, write_analysis
 
 
@@ -32,7 +34,8 @@ def history(gain: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(10, 110, 10):
         common = {"step": step, "epoch": step / 40}
-        rows.append({**common, "loss": 5 - gain * step / 40, "accuracy": step / 200, "learning_rate": 1e-3})
+        training = {"loss": 5 - gain * step / 40, "accuracy": step / 200, "learning_rate": 1e-3, "train_seconds": 30.0}
+        rows.append({**common, **training})
         rows.append({**common, "eval_loss": 5 - gain * step / 50, "eval_accuracy": step / 220, "eval_bleu": step / 4})
     return rows
 
@@ -123,8 +126,21 @@ def test_a_run_is_shown_with_all_its_parts(runs: list[Path]) -> None:
     ]
     for words in expected:
         assert words in page.text, words
-    for name in ("course-by-step", "course-by-epoch", "bleu-by-length", "attention-1-1", "lengths-1"):
+    courses = [f"course-by-{unit}" for unit in ("step", "epoch", "minute")]
+    for name in (*courses, "bleu-by-length", "attention-1-1", "lengths-1"):
         assert matplotlib.image.imread(runs[0] / "report" / f"{name}.png").std() > 0
+
+
+def test_an_old_run_has_no_course_by_minute(runs: list[Path], tmp_path: Path) -> None:
+    old = shutil.copytree(runs[1], tmp_path / "old")
+    state = json.loads((old / "trainer_state.json").read_text())
+    for row in state["log_history"]:
+        row.pop("train_seconds", None)
+    (old / "trainer_state.json").write_text(json.dumps(state))
+    for folders, expected in ((runs, True), ([runs[0], old], False)):
+        page = page_of(folders, tmp_path / "page" / str(expected))
+        assert ("by minute" in page.text) == expected and "by epoch" in page.text
+        assert (tmp_path / "page" / str(expected) / "course-by-minute.png").is_file() == expected
 
 
 def test_attention_of_chosen_sentences(runs: list[Path], tmp_path: Path) -> None:
@@ -156,6 +172,31 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
     without = page_of(runs, tmp_path / "both").text
     assert "No test of significance" in without and "Paired bootstrap" not in without
     (tmp_path / "kept").rename(runs[1] / "test_scores.tsv")
+
+
+def scored_run(folder: Path, outputs: list[str], references: list[str], score: Any) -> Run:
+    folder.mkdir(parents=True)
+    write_sentence_scores(folder / "test_scores.tsv", sentence_scores(references, outputs, references))
+    results = {f"test_{name}": value for name, value in score(outputs, references).items()}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    return read_run(folder, name=folder.name)
+
+
+@pytest.mark.parametrize("score", [corpus_scores, scores_of_tokenized])
+def test_scores_that_differ_are_marked_in_their_table(tmp_path: Path, score: Any) -> None:
+    references = [f"the {n} dogs run over the hill to house {n * 7} ." for n in range(40)]
+    worse = [text.replace("run over", "walk on") for text in references]
+    outputs = {"first": references, "same": list(references), "worse": worse}
+    html = scores_part(
+        {name: scored_run(tmp_path / name, lines, references, score) for name, lines in outputs.items()}
+    )
+    table, _, tests = html.partition("Paired bootstrap on the test set")
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    stars = {row[0]: [value.endswith(" *") for value in row[1:]] for row in cells if row}
+    tested = {"BLEU", "chrF"} | ({"BLEU of lower-cased tokens"} if score is scores_of_tokenized else set())
+    assert {name for name, found in stars.items() if found == [False, False, True]} == tested
+    assert {name for name, found in stars.items() if not any(found)} == stars.keys() - tested
+    assert {name for name in stars if f">{name}</td>" in tests} == tested
 
 
 def test_what_a_folder_lacks_is_left_out(runs: list[Path], tmp_path: Path) -> None:
@@ -208,6 +249,39 @@ def test_lengths_of_different_test_sets_have_pictures_of_their_own(runs: list[Pa
     assert made == {"same": False, "both": True}
 
 
+def without_test_set(run: Path, folder: Path) -> Path:
+    """The run as it would be if its sentences were those of the development set."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report"))
+    for name in ("scores.tsv", "analysis.json"):
+        (folder / f"test_{name}").rename(folder / f"eval_{name}")
+    results = json.loads((folder / "all_results.json").read_text())
+    results = {key.replace("test_", "eval_"): value for key, value in results.items()}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_run_without_a_test_set_is_shown_on_its_development_set(runs: list[Path], tmp_path: Path) -> None:
+    folder = without_test_set(runs[0], tmp_path / "untested")
+    page = Page(write_report([folder], sentences=[2]).read_text("utf-8"))
+    for words in ("best of the development set", "source, development set", "their number in the development set"):
+        assert words in page.text
+    assert "test set" not in page.text
+    with pytest.raises(InputError, match="has 6 development sentences, and no sentence 7"):
+        write_report([folder], sentences=[7])
+
+
+def test_runs_with_different_sets_are_shown_on_their_own(runs: list[Path], tmp_path: Path) -> None:
+    folders = [runs[0], without_test_set(runs[1], tmp_path / "untested")]
+    page = page_of(folders, tmp_path / "page")
+    for words in ("worst of the test set, first", "worst of the development set, untested", "No test of significance"):
+        assert words in page.text
+    assert {path.name for path in (tmp_path / "page").glob("bleu-*")} == {"bleu-by-length.png", "bleu-by-length-1.png"}
+    both = [shutil.copytree(runs[0], tmp_path / "both"), folders[1]]
+    shutil.copy(runs[0] / "test_scores.tsv", both[0] / "eval_scores.tsv")
+    text = page_of(both, tmp_path / "page").text
+    assert "Paired bootstrap on the development set" in text and "No test of significance" not in text
+
+
 def test_development_scores_are_called_so(runs: list[Path], tmp_path: Path) -> None:
     folders = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     for folder in folders:
@@ -231,12 +305,30 @@ def test_each_of_the_encodings_has_a_colour() -> None:
 
 
 def test_bad_input_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give --output"):
-        write_report(runs)
+    long = [shutil.copytree(runs[0], tmp_path / (letter * 47)) for letter in "ab"]
+    with pytest.raises(InputError, match="102 characters, and 100 at most are taken; give --output"):
+        write_report(long)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in long}
     with pytest.raises(InputError, match="2 folders, but 1 names"):
         write_report([runs[0], runs[0]], folder=tmp_path)
     with pytest.raises(InputError, match="nowhere is no folder"):
         write_report([tmp_path / "nowhere"])
+
+
+def test_several_runs_have_their_page_beside_the_first(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folders = [
+        shutil.copytree(runs[0], tmp_path / "here" / "one"),
+        shutil.copytree(runs[1], tmp_path / "there" / "two"),
+    ]
+    page = tmp_path / "here" / "report-one-two" / "index.html"
+    assert write_report(folders) == page and page.is_file()
+    monkeypatch.chdir(tmp_path / "here")
+    assert write_report([Path("one"), folders[1]]) == page
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, folders)])
+    load_script("report").main()
+    assert capsys.readouterr().out == f"{page}\n"
 
 
 def test_the_script_says_where_the_page_is(runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -20,6 +20,7 @@ from wandb_record import record_content
 
 from hf_mt.experiment import parse_experiment
 from hf_mt.models import check_architecture
+from hf_mt.scores import corpus_scores, read_sentence_scores
 from hf_mt.tokenization import train_tokenizer
 
 
@@ -109,6 +110,7 @@ def test_a_run_that_translates_only_at_its_end(config: Path, tmp_path: Path, cap
     assert code == 0, err
     results = json.loads((folder / "all_results.json").read_text())
     assert "test_bleu" in results and "eval_bleu" not in results and "eval_loss" in results
+    assert (folder / "test_scores.tsv").is_file() and not any(folder.glob("eval_*"))
 
 
 def test_a_rehearsal_has_nothing_to_stop_early(config: Path, tmp_path: Path, capsys: Any) -> None:
@@ -125,11 +127,19 @@ def test_a_run_from_training_to_translation(config: Path, tmp_path: Path, capsys
     expected = {"all_results.json", "generated_predictions.txt", "config_resolved.yaml", "trainer_state.json"}
     expected |= {"report/course-by-step.png", "README.md", "samples.jsonl", "data_table.json", "model.safetensors"}
     expected |= {"tokenizer.json", "generation_config.json", "modeling_hf_mt.py", "position_encodings.py"}
+    expected |= {f"{name}_{end}" for name in ("test", "eval") for end in ("scores.tsv", "analysis.json")}
     assert expected <= files(folder)
+    for name, count in (("test", 11), ("eval", 13)):
+        rows = read_sentence_scores(folder / f"{name}_scores.tsv")
+        assert len(rows) == json.loads((folder / f"{name}_analysis.json").read_text())["sentences"] == count
+    shown = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {row["source"] for row in shown} < {row.source for row in rows}  # those of the development set
     results = json.loads((folder / "all_results.json").read_text())
     assert {"test_bleu", "test_chrf", "test_bleu_signature", "eval_bleu", "train_target_tokens_per_second"} <= set(
         results
     )
+    scored = corpus_scores([row.hypothesis for row in rows], [row.references for row in rows])
+    assert scored["bleu"] == pytest.approx(results["eval_bleu"])
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     evaluations = [row for row in history if "eval_bleu" in row]  # those of training, and the last one
     assert ["eval_ter" in row for row in evaluations] == [False, False, True]

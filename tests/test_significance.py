@@ -11,7 +11,7 @@ from scripts_on_path import load_script
 
 from hf_mt import InputError
 from hf_mt.scores import sentence_scores, write_sentence_scores
-from hf_mt.significance import compare_means, compare_systems, holm, read_systems
+from hf_mt.significance import common_split, compare_means, compare_systems, holm, read_systems
 
 
 REFERENCES = [f"the {n} dogs run over the hill to house {n * 7} ." for n in range(60)]
@@ -134,6 +134,42 @@ def test_runs_bring_their_references(tmp_path: Path) -> None:
     write_sentence_scores(tmp_path / "other" / "test_scores.tsv", sentence_scores(REFERENCES, GOOD, BAD))
     with pytest.raises(InputError, match="tested on other references"):
         read_systems([*folders, str(tmp_path / "other")])
+
+
+def write_run(folder: Path, **translations: list[str]) -> str:
+    """A run with the translations of its sets, `test` or `eval`."""
+    folder.mkdir()
+    for name, lines in translations.items():
+        write_sentence_scores(folder / f"{name}_scores.tsv", sentence_scores(REFERENCES, lines, REFERENCES))
+    return str(folder)
+
+
+def test_runs_are_compared_on_a_set_that_all_have(tmp_path: Path) -> None:
+    both = [write_run(tmp_path / name, test=GOOD, eval=BAD) for name in ("one", "two")]
+    untested = write_run(tmp_path / "three", eval=ALIKE)
+    assert common_split(both) == "test" and common_split(both, "validation") == "validation"
+    assert common_split([*both, untested]) == common_split([untested]) == "validation"
+    assert common_split([write(tmp_path / "lines", GOOD)]) is None
+    assert list(read_systems(both)[0].values()) == [GOOD, GOOD]
+    assert list(read_systems(both, split="validation")[0].values()) == [BAD, BAD]
+    assert list(read_systems([both[0], untested])[0].values()) == [BAD, ALIKE]
+    with pytest.raises(InputError, match="three has no test_scores.tsv"):
+        read_systems([both[0], untested], split="test")
+    tested = write_run(tmp_path / "four", test=GOOD)
+    with pytest.raises(InputError, match="three has no test_scores.tsv and .*four has no eval_scores.tsv"):
+        read_systems([tested, untested])
+
+
+def test_the_script_says_which_set_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    runs = [write_run(tmp_path / name, test=GOOD, eval=BAD) for name in ("one", "two")]
+    for more, words in (([], "on the test set"), (["--split", "validation"], "on the development set")):
+        monkeypatch.setattr(sys, "argv", ["compare.py", *runs, "--samples", "10", *more])
+        load_script("compare").main()
+        assert words in capsys.readouterr().out
+    files = [write(tmp_path / name, lines) for name, lines in (("good", GOOD), ("bad", BAD), ("ref", REFERENCES))]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *files[:2], "--references", files[2], "--split", "test"])
+    with pytest.raises(InputError, match="--split test is a set of run folders, and none is given"):
+        load_script("compare").main()
 
 
 def test_the_script_prints_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

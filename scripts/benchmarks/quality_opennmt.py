@@ -1,7 +1,8 @@
 """Trains OpenNMT-py for some minutes and translates with it, by its own commands, in its own environment.
 
-Settings are those published for a Transformer of this size (Wu et al. 2021, https://arxiv.org/abs/2105.14462: batches
-of 4,096 tokens, peak learning rate 5e-3 after 2,000 updates, mean of the last 10 checkpoints, 5 beams).
+Settings are those published for a Transformer of width 128 (Wu et al. 2021, https://arxiv.org/abs/2105.14462: batches
+of 4,096 tokens, peak learning rate 5e-3 after 2,000 updates, mean of the last 10 checkpoints, 5 beams). At another
+width the same schedule ("noam") sets the peak, which falls with the square root of the width.
 """
 
 import sys
@@ -18,7 +19,8 @@ from onmt.bin.translate import main as translate
 from train_opennmt import options
 
 
-WARMUP, PEAK = 2000, 5e-3
+WIDTH, WARMUP, PEAK = 128, 2000, 5e-3
+RATE = PEAK * WIDTH**0.5 * WARMUP**0.5  # noam: RATE * d_model ** -0.5 * step ** -0.5 after warm-up
 CHECKPOINTS = 10
 
 
@@ -54,9 +56,8 @@ def candidates(folder: Path) -> dict[str, Path]:
 
 def main() -> None:
     job = read_job()
-    folder, size = Path(job["folder"]), job["size"]
-    rate = PEAK * size["d_model"] ** 0.5 * WARMUP**0.5  # noam: rate * d_model ** -0.5 * step ** -0.5 after warm-up
-    sys.argv[1:] = [*options(job, rate, WARMUP), "-keep_checkpoint", str(CHECKPOINTS)]
+    folder = Path(job["folder"])
+    sys.argv[1:] = [*options(job, RATE, WARMUP), "-keep_checkpoint", str(CHECKPOINTS)]
     meter = Meter(job)
     onmt.trainer.Trainer._gradient_accumulation = stopping(meter, job["seconds"] / 30)
     try:
