@@ -23,7 +23,14 @@ from hf_mt.checkpoints import checkpoints, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 KILLS = 30
-CONFIG = tiny(dropout=0.1, max_steps=200, eval_steps=4, save_steps=4, save_total_limit=2, num_samples_shown=0)
+KEYS = {
+    "dropout": 0.1,
+    "max_steps": 200,
+    "eval_steps": 4,
+    "save_steps": 4,
+    "save_total_limit": 2,
+    "num_samples_shown": 0,
+}
 TIMES = {"train_seconds", "target_tokens_per_second", "eval_runtime", "eval_samples_per_second"}
 TIMES |= {"eval_steps_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
@@ -31,7 +38,7 @@ TIMES |= {"eval_steps_per_second", "train_runtime", "train_samples_per_second", 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG)
+    path.write_text(tiny(**KEYS))
     return path
 
 
@@ -60,7 +67,15 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
     assert log_of(one) == log_of(other)
 
 
-def test_a_run_that_is_killed_thirty_times_becomes_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"gradient_accumulation_steps": 2, "bpe_dropout": 0.1}, marks=pytest.mark.slow)],
+    ids=["plain", "accumulated, cut at random"],
+)
+def test_a_run_that_is_killed_thirty_times_becomes_the_undisturbed_one(
+    changes: dict[str, Any], config: Path, tmp_path: Path
+) -> None:
+    config.write_text(tiny(**KEYS | changes))
     program = command(ROOT / "tests/system/kill_and_resume.py", config, tmp_path, "--kills", KILLS)
     done = subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
