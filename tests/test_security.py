@@ -234,6 +234,21 @@ def test_yaml_makes_no_objects(trace: Path, tmp_path: Path) -> None:
     assert trace.exists(), "the control"
 
 
+DOUBLED = [f"k{number}: &k{number} [*k{number - 1}, *k{number - 1}]\n" for number in range(1, 25)]
+
+
+@pytest.mark.parametrize("text", ["x: &x [*x]\n", "k0: &k0 [x, x]\n" + "".join(DOUBLED)], ids=["circle", "bomb"])
+def test_aliases_in_the_settings_of_a_run_are_refused(text: str, tmp_path: Path) -> None:
+    """A page or card of the first would never end, and of the second have millions of words."""
+    (tmp_path / "config_resolved.yaml").write_text(text)
+    message = "config_resolved.yaml:[12]: aliases"
+    with pytest.raises(InputError, match=message):
+        write_model_card(tmp_path)
+    with pytest.raises(InputError, match=message):
+        write_report([tmp_path])
+    assert isinstance(yaml.safe_load(text), dict), "the control"
+
+
 # Secrets
 
 TOKENS = {

@@ -42,6 +42,7 @@ WORDS = [word.encode() for word in [*ODD, "{", "}", ",", ":", '"', '"</s>"', '".
     b"\xff",
     b"\0",
 ]
+RUN_WORDS = [*WORDS, b"&a ", b"*a", b"&a [*a]", b"[&a 1, *a]", b"&b {x: *b}"]  # of runs, whose settings are YAML
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_run_folders(tmp_path: Path) -> None:
     folder.mkdir()
     names = sorted(RUN_FILES)
     wholes = [json.dumps(RUN_FILES[name]).encode() for name in names]
-    for number, content in enumerate(broken("run folders", wholes, WORDS)):
+    for number, content in enumerate(broken("run folders", wholes, RUN_WORDS)):
         for name in names:
             (folder / name).write_text(json.dumps(RUN_FILES[name]))
         (folder / names[number % len(names)]).write_bytes(content)
