@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from hf_mt.errors import InputError, listing
+from hf_mt.errors import InputError, listing, shown
 
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
         **options: Of `from_pretrained`, such as `revision`, `token` and `dtype`.
 
     Raises:
-        InputError: There is no such model, its weights are a pickle, broken, incomplete or of other shapes, or its
-            configuration can't be read.
+        InputError: There is no such model, its weights are a pickle, broken, incomplete or of other shapes, its
+            configuration can't be read, or a translation would begin or end with a token that it doesn't have.
     """
     is_here = os.path.exists(name)  # False for names that no file can have
     if is_here:
@@ -52,6 +52,7 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
             trust_remote_code=trust_remote_code,
             **options,
         )
+        _check_tokens(model)
     except Exception as error:  # a damaged file makes transformers and safetensors raise whatever comes
         where = "can't be loaded" if is_here else "is no folder here, and can't be loaded from the Hub"
         raise InputError(f"model {name!r} {where}: {_reason(error)}{_hint(name, error)}") from error
@@ -78,6 +79,23 @@ def placed(model: PreTrainedModel, device: str | torch.device | None, dtype: tor
         raise InputError(
             f"device {str(device)[:50]!r} can't be used: {told}; this machine's accelerator: {here}"
         ) from error
+
+
+def _check_tokens(model: PreTrainedModel) -> None:
+    """A translation begins and ends with tokens that the model has; `generation_config.json` is a file like any."""
+    settings, head = model.generation_config, getattr(model.get_output_embeddings(), "weight", None)
+    settings.to_diff_dict()  # fails where the file has given one of its methods another meaning
+    vocabulary = range(2**31 if head is None else head.shape[0])
+    anything = range(-1, 2**31)  # they fill what is thrown away, or are not used
+    allowed = dict.fromkeys(("eos_token_id", "decoder_start_token_id", "forced_bos_token_id"), vocabulary)
+    for name, numbers in {**allowed, "pad_token_id": anything, "bos_token_id": anything}.items():
+        found = getattr(settings, name)
+        tokens = found if name == "eos_token_id" and isinstance(found, list) else [found]
+        if found is not None and not all(type(token) is int and token in numbers for token in tokens):
+            raise InputError(
+                f"{name} of generation_config.json is {shown(found)}; it must be a whole number from "
+                f"{numbers.start} to {numbers.stop - 1:,}"
+            )
 
 
 def _check_folder(folder: Path) -> None:

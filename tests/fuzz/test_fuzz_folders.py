@@ -98,6 +98,39 @@ def test_configurations(model: Path, tmp_path: Path) -> None:
     assert 0 < taken < EXAMPLES["config"]
 
 
+GENERATION = {
+    "num_beams": 2,
+    "early_stopping": True,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 9,
+    "repetition_penalty": 1.1,
+    "forced_bos_token_id": 5,
+    "suppress_tokens": [6],
+    "min_length": 1,
+    "num_return_sequences": 1,
+}
+
+
+def test_settings_of_a_models_own_search(model: Path, tmp_path: Path) -> None:
+    """Every one with odd values, and damaged text: a translation of each line, or a message."""
+    shutil.copytree(model, tmp_path / "whole")
+    path = tmp_path / "whole" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **GENERATION}))
+    shutil.copytree(path.parent, tmp_path / "model")
+    taken = 0
+
+    def translates() -> None:
+        found = Translator(tmp_path / "model", device="cpu")(["a b", "", "c"], max_length_b=4)
+        assert len(found) == 3 and found[1] == ""
+
+    for number, content in enumerate(broken("generation", [path.read_bytes()], WORDS)):
+        content = content if number % 4 == 3 else next(changed(path.name, path.parent, number))
+        (tmp_path / "model" / path.name).write_bytes(content)
+        taken += accepted(translates)
+    assert 0 < taken < EXAMPLES["generation"]
+
+
 def test_weights(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
