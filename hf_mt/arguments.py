@@ -69,7 +69,7 @@ class DataArguments:
     split_digits: bool = _key(True, "every digit is a token")
     bpe_dropout: float = _key(0.0, "share of merges skipped at random in training", least=0, below=1)
     bpe_dropout_samples: int = _key(16, "ways in which BPE dropout cuts each pair; an epoch reads one", least=1)
-    preprocessing_num_workers: int = _key(1, "processes that prepare the data", least=1)
+    preprocessing_num_workers: int = _key(1, "processes that prepare the data", least=1, below=1025)
     cldr_train_size: int = _key(20000, "training pairs of the built-in corpus", least=1)
     cldr_validation_size: int = _key(500, "its development pairs", least=1)
     cldr_test_size: int = _key(500, "its test pairs", least=1)
@@ -123,7 +123,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     eval_strategy: IntervalStrategy | str = _key("epoch", "when to evaluate")
     save_strategy: SaveStrategy | str = _key("epoch", "when to save a checkpoint")
     ddp_timeout: int = _key(
-        86_400, "seconds that a process waits for the others, such as for data to be prepared", least=1
+        86_400, "seconds that a process waits for the others, such as for data to be prepared", least=1, below=2**31
     )
     save_total_limit: int | None = _key(3, "checkpoints kept", least=1)
     load_best_model_at_end: bool = _key(True, "test the best checkpoint, not the last")

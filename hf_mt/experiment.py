@@ -32,6 +32,7 @@ from hf_mt.arguments import (
 from hf_mt.command_line import without_secrets
 from hf_mt.errors import InputError, shown
 from hf_mt.key_rules import (
+    BOUNDS,
     FINE_TUNING_KEYS,
     FREE_KEYS,
     LAUNCH_OPTIONS,
@@ -52,6 +53,7 @@ from hf_mt.settings import (
     read_yaml,
     yaml_value,
 )
+from hf_mt.trainer_keys import training_arguments
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def valid_keys() -> dict[str, Key]:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             hint = bool | hints[item.name] if item.metadata.get("const") is True else hints[item.name]
             default = default.value if isinstance(default, Enum) else default
-            keys.setdefault(item.name, Key(item.name, group, hint, default, item.metadata))
+            metadata = {**item.metadata, **BOUNDS.get(item.name, {})}
+            keys.setdefault(item.name, Key(item.name, group, hint, default, metadata))
     return keys
 
 
@@ -341,10 +344,7 @@ def _build(given: dict[str, Any]) -> Experiment:
     def of(*groups: str) -> dict[str, Any]:
         return {name: value for name, value in given.items() if valid_keys()[name].group in groups}
 
-    try:
-        training = TranslationTrainingArguments(**of("training", "transformers"))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    training = training_arguments(of("training", "transformers"))
     if training.num_processes not in (None, training.world_size):
         raise InputError(
             f"num_processes is {training.num_processes}, but {training.world_size} started: use `accelerate launch "
