@@ -35,7 +35,11 @@ class ModelArguments:
     tokenizer_name: str | None = _key(None, "use this tokenizer; default: the model's, or one trained on the corpus")
     trust_remote_code: bool = _key(False, "allow the model's own Python code from the Hub to run here")
     attn_implementation: str | None = _key(None, "attention kernel: sdpa, eager; by default the faster one")
-    token: str | None = _key(None, "Hub token for private models; default: that of `hf auth login`", repr=False)
+    token: str | None = _key(
+        None,
+        "Hub token for private models; safer: `hf auth login` or HF_TOKEN, which no failed command shows",
+        repr=False,
+    )
 
 
 @dataclass

@@ -9,17 +9,21 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from hf_mt.errors import InputError, listing, shown
+from hf_mt.errors import InputError, listing, shown, visible
 
 
 logger = logging.getLogger(__name__)
 
+REPORT = "transformers.modeling_utils"  # the logger that tells which weights were found
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PICKLE = re.compile(r"\.(bin|pt|pth|pkl|ckpt)$")
 OF_TRAINING = re.compile("optimizer|scheduler|rng_state|scaler|training_args")  # no weights
 CONVERSION = (
@@ -44,14 +48,15 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
     if is_here:
         _check_folder(Path(name))
     try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            name,
-            local_files_only=is_here,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+        with _harmless_report():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                name,
+                local_files_only=is_here,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
         _check_tokens(model)
     except Exception as error:  # a damaged file makes transformers and safetensors raise whatever comes
         where = "can't be loaded" if is_here else "is no folder here, and can't be loaded from the Hub"
@@ -61,8 +66,26 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
             f"model {name!r} lacks weights: {listing(sorted(info['missing_keys']), 5)}; the folder is not whole"
         )
     if info["unexpected_keys"]:
-        logger.warning("model %r has weights that are not used: %s", name, listing(sorted(info["unexpected_keys"]), 5))
+        unused = visible(listing(sorted(info["unexpected_keys"]), 5))
+        logger.warning("model %r has weights that are not used: %s", name, unused)
     return model
+
+
+@contextmanager
+def _harmless_report() -> Iterator[None]:
+    """In the block, what transformers tells of weights has no colours, and their names, a stranger's text, are shown
+    as messages show text."""
+
+    def plain(record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(COLOUR.sub("", record.getMessage()), keep="\n\t"), ()
+        return True
+
+    report = logging.getLogger(REPORT)
+    report.addFilter(plain)
+    try:
+        yield
+    finally:
+        report.removeFilter(plain)
 
 
 def placed(model: PreTrainedModel, device: str | torch.device | None, dtype: torch.dtype | None) -> PreTrainedModel:

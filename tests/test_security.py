@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from random_models import logged
 from safetensors.torch import load_file, save_file
 from test_scripts import ROOT, TINY, TUNING, run
 from wandb_record import record_content
@@ -169,6 +170,19 @@ def test_weights_that_are_not_the_models_are_refused(change: str, trained: Path,
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="lacks weights" if change in ("missing", "another") else "can't be loaded"):
         load_seq2seq(str(folder))
+
+
+def test_no_terminal_obeys_the_name_of_a_weight(trained: Path, tmp_path: Path) -> None:
+    """Neither where we tell of it nor where transformers does."""
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "checkpoint-3", folder)
+    weights = load_file(folder / "model.safetensors") | {"\x1b[2Jx\x07": torch.zeros(1)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with logged() as messages:
+        load_seq2seq(str(folder))
+    text = "\n".join(messages)
+    assert "weights that are not used: \N{SYMBOL FOR ESCAPE}[2Jx\N{SYMBOL FOR BELL}" in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
 
 
 CODE = """
