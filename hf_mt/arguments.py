@@ -33,6 +33,7 @@ class ModelArguments:
     model_name_or_path: str | None = _key(None, "fine-tune this model (folder or Hub name)")
     model_revision: str = _key("main", "its branch, tag or commit")
     tokenizer_name: str | None = _key(None, "use this tokenizer; default: the model's, or one trained on the corpus")
+    tokenizer_revision: str | None = _key(None, "branch, tag or commit of what tokenizer_name names")
     trust_remote_code: bool = _key(False, "allow the model's own Python code from the Hub to run here")
     attn_implementation: str | None = _key(None, "attention kernel: sdpa, eager; by default the faster one")
     token: str | None = _key(

@@ -208,6 +208,8 @@ def _settle_batch_unit(in_file: dict[str, Any], overrides: dict[str, Any]) -> di
 def _settle_tokenizer(given: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """A tokenizer that is named has decided what a recipe says of the one to be trained."""
     if not given.get("tokenizer_name"):
+        if given.get("tokenizer_revision"):
+            raise InputError("tokenizer_revision needs tokenizer_name; a model's own tokenizer has model_revision")
         return
     own = [name for name in TOKENIZER_KEYS if name in overrides]
     if own:
@@ -374,11 +376,8 @@ def help_text() -> str:
     for group, keys in groupby(valid_keys().values(), key=lambda key: key.group):
         lines += ["", f"{group}:"]
         if group == "transformers":
-            names = " ".join(key.name for key in keys)
-            lines += [
-                f"  of {TRAINING_ARGUMENTS}",
-                textwrap.fill(names, 119, initial_indent="  ", subsequent_indent="  "),
-            ]
+            names = textwrap.fill(" ".join(key.name for key in keys), 119, initial_indent="  ", subsequent_indent="  ")
+            lines += [f"  of {TRAINING_ARGUMENTS}", names]
         else:
             lines += [_help_entry(key) for key in keys]
     return "\n".join(lines)

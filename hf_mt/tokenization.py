@@ -233,7 +233,7 @@ def get_tokenizer(
         return load_tokenizer(
             name,
             # model_revision is that of model_name_or_path, which a tokenizer from elsewhere doesn't share
-            revision=None if model.tokenizer_name else model.model_revision,
+            revision=model.tokenizer_revision if model.tokenizer_name else model.model_revision,
             trust_remote_code=model.trust_remote_code,
             token=model.token,
             source_lang=data.source_lang,

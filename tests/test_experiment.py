@@ -194,6 +194,7 @@ def test_a_tokenizer_that_is_named_decides_what_a_recipe_says_of_the_trained_one
         ([*LANGUAGES, "--average_checkpoints=3", "--save_total_limit=3"], "keeps only 3.* raise it to 4"),
         ([*LANGUAGES, "--muon", "--optim_args=betas=0.9"], "muon and optim_args betas=0.9 are both given"),
         ([*LANGUAGES, "--tokenizer_name=x", "--vocab_size=500"], "vocab_size: fixed by the tokenizer x"),
+        ([*LANGUAGES, "--tokenizer_revision=x"], "tokenizer_revision needs tokenizer_name"),
         (
             [*LANGUAGES, "--lr_scheduler_type=constant_with_warmup", '--lr_scheduler_kwargs={"num_cycles": 2}'],
             "has no effect on lr_scheduler_type constant_with_warmup",

@@ -38,7 +38,7 @@ from hf_mt.significance import Comparison
 from hf_mt.tables import print_comparisons, print_samples
 from hf_mt.tokenization import get_tokenizer, load_tokenizer, train_tokenizer
 from hf_mt.translation import Translator
-from hf_mt.translator_options import add_translator_options, translator_from
+from hf_mt.translator_options import add_input_options, add_translator_options, source_from, translator_from
 
 
 PICKLED_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -387,6 +387,7 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("hf_mt.pretrained.AutoModelForSeq2SeqLM.from_pretrained", note("model"))
     monkeypatch.setattr("hf_mt.tokenization.AutoTokenizer.from_pretrained", note("tokenizer"))
     monkeypatch.setattr("hf_mt.corpora.load_dataset", note("data"))
+    monkeypatch.setattr("hf_mt.translation_input.load_dataset", note("text"))
 
     def revisions(call: Any) -> list[tuple[str, str | None]]:
         asked.clear()
@@ -396,11 +397,14 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
 
     words = ["--source_lang=a", "--target_lang=b", "--model_name_or_path=u/m", "--model_revision=abc"]
     experiment = parse_experiment([*words, "--dataset_name=u/d", "--dataset_revision=def"])
-    own = parse_experiment([*words, "--tokenizer_name=u/t"])
+    own, pinned = (
+        parse_experiment([*words, "--tokenizer_name=u/t", *more]) for more in ([], ["--tokenizer_revision=ghi"])
+    )
     empty: Any = {}
     assert revisions(lambda: load_corpus(experiment.data)) == [("data", "def")]
     assert revisions(lambda: get_tokenizer(empty, experiment.data, experiment.model, 9)) == [("tokenizer", "abc")]
     assert revisions(lambda: get_tokenizer(empty, own.data, own.model, 9)) == [("tokenizer", None)], "of elsewhere"
+    assert revisions(lambda: get_tokenizer(empty, pinned.data, pinned.model, 9)) == [("tokenizer", "ghi")]
     tokenizer = train_tokenizer(["a"], vocab_size=9)
     assert revisions(lambda: _pretrained_model(experiment, tokenizer, None)) == [("model", "abc")]
     assert revisions(lambda: Translator("u/m", revision="abc")) == [("model", "abc")]
@@ -411,5 +415,9 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
     add_translator_options(parser)
     args = vars(parser.parse_args(["u/m", "--revision", "abc"]))
     assert revisions(lambda: translator_from(args)) == [("tokenizer", "abc")]
+    add_input_options(parser)
+    parser.set_defaults(sentences=[])
+    column = vars(parser.parse_args(["u/m", "--dataset=u/d", "--column=text", "--dataset_revision=jkl"]))
+    assert revisions(lambda: source_from(column)) == [("text", "jkl")]
     given, data = parse_evaluation(["u/m", *words[:2], "--revision=abc", "--dataset_name=toy_copy"])
     assert revisions(lambda: evaluate_model(given, data)) == [("tokenizer", "abc")]
