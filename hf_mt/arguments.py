@@ -53,10 +53,12 @@ class DataArguments:
     dataset_config_name: str | None = _key(None, "its configuration")
     dataset_revision: str | None = _key(None, "its branch, tag or commit")
     train_file: str | None = _key(None, "a .tsv, .jsonl or .parquet file, or the prefix of text pairs (data/train)")
-    validation_file: str | None = _key(None, "the same for development")
+    validation_file: str | None = _key(None, "the same for development; beside a dataset_name, in place of its split")
     test_file: str | None = _key(None, "the same for the final test")
-    source_column: str | None = _key(None, "text column of the source, where there is no `translation` column")
-    target_column: str | None = _key(None, "text column of the target")
+    source_column: str | None = _key(
+        None, "where the source is not named by its language: a column, a key of `translation`, or a file's ending"
+    )
+    target_column: str | None = _key(None, "the same for the target")
     source_prefix: str = _key("", "text before every source sentence (T5)")
     max_source_length: int = _key(256, "tokens with end of sentence; longer pairs are dropped and counted", least=1)
     max_target_length: int = _key(256, "the same for targets", least=1)

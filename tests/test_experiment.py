@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+import torch
 from transformers import PreTrainedConfig
 
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
@@ -343,6 +344,26 @@ def test_run_script_turns_errors_into_messages(capsys):
         with pytest.raises((RuntimeError, FileNotFoundError)):
             run_script(bug)
     assert run_script(lambda: None) is None
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+def run_out_of_memory():
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nStatistics: {}")
+
+
+def test_a_device_without_memory_left_ends_with_the_cure(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_script(run_out_of_memory)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and told.startswith("error: CUDA out of memory. Tried to allocate 20.00 MiB.\n")
+    assert (
+        "lower tokens_per_batch" in told and "raise gradient_accumulation_steps" in told and "Statistics" not in told
+    )
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+    assert torch.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
 
 
 def test_other_ranks_leave_the_first_one_time_to_speak_and_say_who_they_are(capsys, monkeypatch):
