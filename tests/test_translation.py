@@ -397,8 +397,8 @@ def with_settings(model: Path, folder: Path, **settings: object) -> Path:
         ({"eos_token_id": None}, "generation_config.json of the model names no eos_token_id"),
         ({"eos_token_id": [2, "x"]}, r"eos_token_id of generation_config.json is \[2, 'x'\]; .* 0 to 39"),
         ({"decoder_start_token_id": 10**9}, "decoder_start_token_id of generation_config.json is 1000000000"),
-        ({"pad_token_id": "x"}, "pad_token_id of generation_config.json is 'x'"),
-        ({"bad_words_ids": "x"}, "bad_words_ids of generate.*generation_config.json.*ValueError"),
+        ({"pad_token_id": 1.5}, "pad_token_id of generation_config.json is 1.5; .* -1 to "),
+        ({"bad_words_ids": "x"}, "bad_words_ids.*generation_config.json.*ValueError"),
     ],
 )
 def test_what_a_model_says_of_its_search_is_checked(
