@@ -192,7 +192,7 @@ def test_what_is_not_named_by_its_language_is_named(write: Callable[..., Path], 
 def test_keys_of_a_data_set_are_named_too(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    write_jsonl(folder, PAIRS)
+    write_parquet(folder, PAIRS)
     data = replace(NAMED, dataset_name=str(folder))
     assert pairs_of(load_corpus(data)["train"], "eng_Latn", "deu_Latn") == PAIRS
     assert list(stream_pairs(replace(data, streaming=True))) == PAIRS
