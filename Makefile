@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 
 setup: $(VENV)/.installed  ## the environment in .venv; reused by all that follows
 
-quickstart: setup  ## train English to French on the built-in corpus, evaluate, translate $$TRANSLATE
+quickstart: setup  ## train English to French on the built-in corpus, on the processor; evaluate, translate $$TRANSLATE
 	$(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml scripts/train.py configs/quickstart.yaml
 	@echo
 	$(BIN)/python scripts/translate.py runs/quickstart $(TRANSLATE)

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_mt.checkpoints import MANIFEST
+from hf_mt.checkpoints import MANIFEST, verify_checkpoint
 from hf_mt.errors import InputError
 from hf_mt.non_finite import NonFiniteSteps
+from hf_mt.pretrained import MOVING_AVERAGE_NAME
 from hf_mt.sharding import like, whole
 from hf_mt.text_files import unfinished
 
 
 logger = logging.getLogger(__name__)
-
-MOVING_AVERAGE_NAME = "moving_average.safetensors"
 
 
 class MovingAverage:
@@ -142,8 +141,11 @@ def average_checkpoints(folders: Sequence[Path]) -> dict[str, Tensor]:
     """The mean of several checkpoints' weights, computed in float64 one checkpoint at a time.
 
     Raises:
-        InputError: A folder has no weights, or weights of other names or shapes than the first.
+        InputError: A folder is damaged, or has no weights, or weights of other names or shapes than the first.
     """
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            verify_checkpoint(folder)
     first = checkpoint_weights(folders[0])
     sums = {name: weight.double() for name, weight in first.items()}
     for folder in folders[1:]:
@@ -178,7 +180,7 @@ def save_average(folders: Sequence[Path], output_dir: Path) -> None:
         shutil.copytree(folders[-1], temporary, ignore=shutil.ignore_patterns(*skipped, MOVING_AVERAGE_NAME, "*.bin"))
         save_file(weights, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         temporary.rename(output_dir)
-    except OSError as error:
-        raise InputError(f"{output_dir} can't be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{output_dir} can't be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

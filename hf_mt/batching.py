@@ -93,10 +93,14 @@ class TokenBatchSampler(Sampler):
                 "max_source_length and max_target_length."
             )
 
+    @property
+    def digest(self) -> str:
+        """Of the lengths of all pairs, in their order."""
+        return hashlib.blake2b(np.stack([self._longer, self._tilt]).tobytes(), digest_size=16).hexdigest()
+
     def check_same_everywhere(self) -> None:
         """Raises InputError if processes were given other lengths: they would lose pairs, and wait for each other."""
-        digest = hashlib.blake2b(np.stack([self._longer, self._tilt]).tobytes()).hexdigest()
-        if len(set(gather_object([digest]))) > 1:
+        if len(set(gather_object([self.digest]))) > 1:
             raise InputError(
                 "Processes have different training pairs, or cut them differently. Give all of them the same files, "
                 "and machines one HF_DATASETS_CACHE, where the first keeps what it tokenised for the others."

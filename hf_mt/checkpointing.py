@@ -17,15 +17,17 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_mt.averaging import MOVING_AVERAGE_NAME, MovingAverage
+from hf_mt.batching import TokenBatchSampler
 from hf_mt.checkpoints import remove_oldest, verify_checkpoint, whole_checkpoint
 from hf_mt.errors import InputError
 from hf_mt.evaluation_loop import TranslationEvaluator
 from hf_mt.interruption import Interruption
 from hf_mt.progress import Meter
 from hf_mt.sharding import without_ties
+from hf_mt.streaming import BatchStream
 
 
-METER, UNPLANNED = "meter", "unplanned"  # among the states that a checkpoint keeps for callbacks
+METER, UNPLANNED, LENGTHS = "meter", "unplanned", "lengths"  # among the states that a checkpoint keeps for callbacks
 
 
 class CheckpointingTrainer(TranslationEvaluator):
@@ -35,6 +37,9 @@ class CheckpointingTrainer(TranslationEvaluator):
     meter: Meter
     publish: Callable[[Path], object] | None
     interruption: Interruption
+    stream: BatchStream | None
+    train_sampler: TokenBatchSampler  # where there is no stream
+    saved_step: int | None  # the last one with a checkpoint of this start
 
     @contextmanager
     def _off_the_clock(self) -> Iterator[None]:
@@ -73,6 +78,7 @@ class CheckpointingTrainer(TranslationEvaluator):
                     self.state.stateful_callbacks.setdefault(UNPLANNED, []).append(folder.name)
                 if self.args.should_save:
                     self._save_state(aside)
+            self.saved_step = self.state.global_step
             self._push_from_checkpoint(str(folder))
             if self.args.should_save:
                 limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
@@ -81,6 +87,10 @@ class CheckpointingTrainer(TranslationEvaluator):
     def _is_planned(self, checkpoint: Path) -> bool:
         """Whether it would be there without SIGTERM, which may come at any step."""
         return checkpoint.name not in self.state.stateful_callbacks.get(UNPLANNED, [])
+
+    def _is_now_planned(self, step: int) -> None:
+        unplanned = self.state.stateful_callbacks.get(UNPLANNED, [])
+        self.state.stateful_callbacks[UNPLANNED] = [name for name in unplanned if not name.endswith(f"-{step}")]
 
     def _point_to_best(self, run_folder: Path, now_written: Path | None = None) -> None:
         """Notes where the best weights are, also in a run folder that was moved."""
@@ -93,6 +103,8 @@ class CheckpointingTrainer(TranslationEvaluator):
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
         self.state.stateful_callbacks[METER] = self.meter.unread()
+        if self.stream is None:
+            self.state.stateful_callbacks[LENGTHS] = self.train_sampler.digest
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -112,7 +124,21 @@ class CheckpointingTrainer(TranslationEvaluator):
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
+    def _check_same_lengths(self) -> None:
+        """The pairs that the checkpoint's place in an epoch counts are those of now, cut into the same tokens."""
+        if self.stream is not None:
+            return
+        before = self.state.stateful_callbacks.get(LENGTHS)  # None in checkpoints of older versions
+        if before not in (None, self.train_sampler.digest):
+            raise InputError(
+                "the training pairs are cut into other tokens than when this run began: by another version of "
+                "tokenizers or, with bpe_dropout, since HF_DATASETS_CACHE has lost the cuts that were drawn then. "
+                "Bring it back, or begin anew in another output_dir"
+            )
+
     def _load_best_model(self) -> None:
+        if self.interruption.happened:  # the program ends, and nobody reads them
+            return
         best = Path(self.state.best_model_checkpoint)
         verify_checkpoint(best)
         super()._load_best_model()
@@ -132,7 +158,8 @@ class CheckpointingTrainer(TranslationEvaluator):
         self._publish(Path(self.args.output_dir))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.push_to_hub and self.args.hub_strategy != "end":
+        wanted = self.args.push_to_hub and self.args.hub_strategy != "end"
+        if wanted and not self.interruption.happened:  # which leaves seconds; the next one is pushed
             self._publish(Path(checkpoint_folder))
 
     def _publish(self, folder: Path) -> None:

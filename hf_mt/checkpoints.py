@@ -14,12 +14,11 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers.trainer_utils import sort_checkpoints
 
 from hf_mt.errors import InputError
 from hf_mt.text_files import write_whole
@@ -44,15 +43,12 @@ def whole_checkpoint(folder: Path) -> Iterator[Path]:
         remove_unfinished(folder.parent)
     processes.wait_for_everyone()
     try:
-        yield aside
-        processes.wait_for_everyone()
-        if processes.is_local_main_process:
-            _finish(aside, folder, processes.process_index)
-        processes.wait_for_everyone()
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_disk_error(error):
-            raise
-        raise InputError(_unwritable(folder, error)) from error
+        with told_if_unwritable(folder, folder.parent):
+            yield aside
+            processes.wait_for_everyone()
+            if processes.is_local_main_process:
+                _finish(aside, folder, processes.process_index)
+            processes.wait_for_everyone()
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -66,11 +62,19 @@ def _finish(aside: Path, folder: Path, process: int) -> None:
         return
     try:
         _seal(own)
-        shutil.rmtree(folder, ignore_errors=True)  # one that was left out as damaged
+        if folder.exists():  # one that was left out as damaged
+            _remove(folder)
         os.replace(own, folder)
         _flush(folder.parent)
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Takes away a checkpoint's name before its files: a program killed meanwhile leaves no half of a checkpoint."""
+    aside = folder.with_name(f"{UNFINISHED}{folder.name}-removed")
+    os.replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -95,22 +99,35 @@ def remove_oldest(
 ) -> None:
     """Keeps so many checkpoints, the last and the best among them, as transformers' `rotate_checkpoints` does.
 
-    Each loses its name before its files: a program killed meanwhile leaves no half of a checkpoint. One that was not
-    planned takes no other's place, and goes as soon as another follows.
+    One that was not planned takes no other's place, and goes as soon as another follows. Folders that are no whole
+    checkpoints are left alone, and count for nothing.
     """
-    found = [Path(path) for path in sort_checkpoints(str(run_folder))]
+    found = checkpoints(run_folder)
     others = [path for path in found[:-1] if best is None or path != Path(best)]
     room = limit + (not is_planned(found[-1])) if limit and found else len(found)
     for path in sorted(others, key=is_planned)[: max(0, len(found) - room)]:
-        aside = path.with_name(UNFINISHED + path.name)
-        os.replace(path, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(path)
 
 
 def remove_unfinished(run_folder: Path) -> None:
     """What programs that were killed left of checkpoints."""
     for path in run_folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def told_if_unwritable(folder: Path, run_folder: Path) -> Iterator[None]:
+    """Around what writes weights or states of a run into a folder.
+
+    Raises:
+        InputError: The system refused, for example since the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_disk_error(error):
+            raise
+        raise InputError(_unwritable(folder, run_folder, error)) from error
 
 
 def _is_disk_error(error: BaseException) -> bool:
@@ -120,9 +137,9 @@ def _is_disk_error(error: BaseException) -> bool:
     return wrapped or isinstance(error, (OSError, SafetensorError))
 
 
-def _unwritable(folder: Path, error: BaseException) -> str:
-    rest = [path.name for path in checkpoints(folder.parent)]
-    free = shutil.disk_usage(folder.parent).free / 2**20
+def _unwritable(folder: Path, run_folder: Path, error: BaseException) -> str:
+    rest = [path.name for path in checkpoints(run_folder)]
+    free = shutil.disk_usage(run_folder).free / 2**20
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (
         f"{folder} can't be written: {reason} ({free:,.0f} MiB free there). Make room or lower save_total_limit; the "
@@ -194,10 +211,8 @@ def checkpoints(run_folder: Path) -> list[Path]:
     """Checkpoints of a run, oldest first: those whose state can be read."""
     found = []
     for folder in run_folder.glob("checkpoint-*"):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             found.append((int(json.loads((folder / STATE).read_text())["global_step"]), folder))
-        except (OSError, ValueError, KeyError, TypeError):
-            logger.warning("%s is not whole and is left out", folder)
     return [folder for _, folder in sorted(found)]
 
 
@@ -205,9 +220,13 @@ def last_checkpoint(run_folder: Path) -> str | None:
     """Where to go on from, checked; None to begin.
 
     Raises:
-        InputError: It is damaged.
+        InputError: It, or one whose state can't be read, is damaged.
     """
     found = checkpoints(run_folder)
+    for folder in sorted(set(run_folder.glob("checkpoint-*")) - set(found)):
+        if (folder / MANIFEST).is_file():  # so it was whole
+            verify_checkpoint(folder)
+        logger.warning("%s is not whole and is left out", folder)
     if not found:
         return None
     verify_checkpoint(found[-1])

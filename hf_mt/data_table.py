@@ -13,10 +13,8 @@ from datasets import Dataset, DatasetDict
 
 from hf_mt.data import FilterCounts, PreparedData, TokenCounts
 from hf_mt.errors import InputError
+from hf_mt.run_folder import DATA_TABLE_NAME
 from hf_mt.text_files import write_whole
-
-
-DATA_TABLE_NAME = "data_table.json"
 
 
 def text_digests(corpus: DatasetDict) -> dict[str, str]:

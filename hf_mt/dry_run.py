@@ -58,7 +58,8 @@ def dry_run(trainer: TranslationTrainer) -> str:
         Path(output_dir).rmdir()
     minutes = steps * seconds / 60
     report.append(f"steps     {steps:,} of {seconds:.2f} s: about {minutes:,.1f} minutes, evaluations not counted")
-    report.append(f"memory    {_peak_gibibytes():.2f} GiB at most")
+    peak = f"{_peak_gibibytes():.2f} GiB at the peak of these {STEPS} steps"
+    report.append(f"memory    {peak}; an evaluation may take more")
     return "\n".join(report)
 
 

@@ -11,12 +11,13 @@ from hf_mt.comet import PROGRAM, comet_score, find_program
 from hf_mt.corpora import load_corpus
 from hf_mt.errors import InputError
 from hf_mt.experiment import typed_values
+from hf_mt.loading import settings_of_run
 from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import corpus_scores, scorers, write_sentence_scores
 from hf_mt.scoring import corpus_perplexity, score_pairs
 from hf_mt.search_limits import check_limits, model_setting
-from hf_mt.settings import Setting, convert, did_you_mean, read_options, read_yaml
+from hf_mt.settings import Setting, convert, did_you_mean, read_options
 from hf_mt.slices import slice_metrics, write_analysis
 from hf_mt.text_files import check_folder, one_line, open_output
 from hf_mt.translation import Translator
@@ -34,7 +35,7 @@ class EvaluationArguments:
     """What to evaluate and how, apart from the data.
 
     Attributes:
-        model: A run folder, a model's folder or its name on the Hub; None to score `hypotheses` alone.
+        model: A run folder, a checkpoint in it, any model by folder or name; None to score `hypotheses` alone.
         split: Part of the data.
         hypotheses: A file of translations, to be scored as they are.
         num_beams: The model's own setting if None.
@@ -71,8 +72,8 @@ class EvaluationArguments:
 def parse_evaluation(argv: Sequence[str]) -> tuple[EvaluationArguments, DataArguments]:
     """What `[MODEL] [--key value ...]` asks for; keys are those of `EvaluationArguments` and `DataArguments`.
 
-    Languages, data and prefix are those of the run, as its `config_resolved.yaml` has them, unless given; another
-    source of data replaces the run's whole source.
+    Languages, data and prefix are those of the run, also for a checkpoint in its folder, as its
+    `config_resolved.yaml` has them, unless given; another source of data replaces the run's whole source.
 
     Raises:
         InputError: Neither model nor hypotheses, an unknown key, a wrong value, or no languages.
@@ -110,13 +111,11 @@ def _value(name: str, setting: Setting, hint: Any) -> Any:
 
 def _data_of_run(model: str | None, given: Mapping[str, Setting]) -> dict[str, Setting]:
     """The run's own settings of data; nothing about its source if another is given."""
-    config = Path(model or "") / CONFIG_NAME
-    if not config.is_file():
-        return {}
     names = {field.name for field in fields(DataArguments)}
     if any(name in given for name in SOURCES):
         names -= {*SOURCES, *WITH_A_SOURCE}
-    return {name: setting for name, setting in read_yaml(config).items() if name in names}
+    settings = {} if model is None else settings_of_run(model)
+    return {name: setting for name, setting in settings.items() if name in names}
 
 
 def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progress: bool = False) -> dict[str, Any]:

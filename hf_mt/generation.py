@@ -39,6 +39,7 @@ DECIDED = {
     "max_length": "a Translator takes max_new_tokens, or max_length_a and max_length_b",
     "max_new_tokens": "use limits",
     "stopping_criteria": "each sentence ends at its own limit",
+    "decoder_input_ids": "a translation begins with the start token, and a language's (set_languages)",
     "forced_eos_token_id": "translations that come to their limit are counted, not ended",
     "return_dict_in_generate": "scores come with nbest",
 }  # options of `generate` that are none here, and what to use

@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -183,8 +184,11 @@ def _evaluated_weights(folder: Path) -> Iterator[dict[str, Path]]:
         yield {}
         return
     with TemporaryDirectory() as aside:
-        path = Path(aside, SAFE_WEIGHTS_NAME)
-        save_file(checkpoint_weights(folder), path, {"format": "pt"})
+        path, weights = Path(aside, SAFE_WEIGHTS_NAME), checkpoint_weights(folder)
+        try:
+            save_file(weights, path, {"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path} can't be written: {error}; make room there, or set TMPDIR") from error
         yield {path.name: path}
 
 

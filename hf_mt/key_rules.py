@@ -27,6 +27,8 @@ activation_checkpointing activation_checkpointing_kwargs torch_compile torch_com
 FREE_KEYS = frozenset(_FREE.split())
 # With the number of processes they make one number, which is what a step sees.
 EFFECTIVE_BATCH_KEYS = frozenset({"tokens_per_batch", "per_device_train_batch_size", "gradient_accumulation_steps"})
+# Where texts lie, which are compared themselves.
+FILE_KEYS = frozenset({"train_file", "validation_file", "test_file"})
 # Never written to a file.
 SECRET_KEYS = frozenset({"token", "hub_token"})
 # What a pretrained model lets one change: nothing that has a size.

@@ -18,9 +18,9 @@ from transformers.utils.hub import extract_commit_hash
 
 from hf_mt.errors import InputError, listing
 from hf_mt.experiment import typed_values
-from hf_mt.pretrained import load_seq2seq
+from hf_mt.pretrained import MOVING_AVERAGE_NAME, load_seq2seq
 from hf_mt.run_folder import CONFIG_NAME
-from hf_mt.settings import read_yaml
+from hf_mt.settings import Setting, read_yaml
 from hf_mt.tokenization import load_tokenizer, near_codes
 
 
@@ -28,7 +28,7 @@ WEIGHTS = re.compile(r"model.*\.(safetensors|index\.json)")
 # what a translation depends on, of all that a run folder holds
 READ = re.compile(
     rf"{WEIGHTS.pattern}|(config|generation_config|tokenizer.*|special_tokens_map|added_tokens|(target_)?vocab.*|merges)\.\w+"
-    r"|.*\.(py|spm|model)"
+    rf"|.*\.(py|spm|model)|{re.escape(MOVING_AVERAGE_NAME)}"
 )
 
 
@@ -48,11 +48,16 @@ def load_model(
     return model, load_tokenizer(name, **options)
 
 
-def prefix_of_run(name: str) -> str:
-    """The `source_prefix` that a run was trained with, from its folder or that of a checkpoint; "" elsewhere."""
+def settings_of_run(name: str) -> dict[str, Setting]:
+    """What a run was trained with, by its folder or that of a checkpoint in it; nothing elsewhere."""
     folder = Path(name)
     config = (folder.parent if folder.name.startswith("checkpoint-") else folder) / CONFIG_NAME
-    settings = read_yaml(config) if folder.is_dir() and config.is_file() else {}
+    return read_yaml(config) if folder.is_dir() and config.is_file() else {}
+
+
+def prefix_of_run(name: str) -> str:
+    """The `source_prefix` that a run was trained with; "" elsewhere."""
+    settings = settings_of_run(name)
     return typed_values({key: settings[key] for key in settings if key == "source_prefix"}).get("source_prefix", "")
 
 

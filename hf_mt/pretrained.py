@@ -4,6 +4,7 @@
   else, transformers looks for the conversion that the Hub itself offers.
 - transformers gives weights that a file lacks random values, and warns; such a model would write nonsense.
 - Code beside a model runs only where `trust_remote_code` says so.
+- A checkpoint of a run with `ema_decay` holds plain weights and their moving average; the average was scored.
 """
 
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from hf_mt.errors import InputError, listing, shown, visible
@@ -26,6 +28,7 @@ REPORT = "transformers.modeling_utils"  # the logger that tells which weights we
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PICKLE = re.compile(r"\.(bin|pt|pth|pkl|ckpt)$")
 OF_TRAINING = re.compile("optimizer|scheduler|rng_state|scaler|training_args")  # no weights
+MOVING_AVERAGE_NAME = "moving_average.safetensors"  # beside the plain weights of a checkpoint
 CONVERSION = (
     'On a machine where a pickle may do no harm, AutoModelForSeq2SeqLM.from_pretrained("{name}", '
     'use_safetensors=False).save_pretrained("converted") writes safetensors; copy the tokenizer to it'
@@ -34,6 +37,8 @@ CONVERSION = (
 
 def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
     """A model of transformers, ours or not, with its weights; a local folder is read without the network.
+
+    A checkpoint with a moving average gives the model that average, as every evaluation had it.
 
     Args:
         name: A folder, or a name on the Hub.
@@ -68,7 +73,21 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
     if info["unexpected_keys"]:
         unused = visible(listing(sorted(info["unexpected_keys"]), 5))
         logger.warning("model %r has weights that are not used: %s", name, unused)
+    average = Path(name) / MOVING_AVERAGE_NAME
+    if is_here and average.is_file():
+        _take_average(model, average)
     return model
+
+
+def _take_average(model: PreTrainedModel, path: Path) -> None:
+    """Overwrites the plain weights of a checkpoint with those that were scored."""
+    cure = "delete it to have the plain weights beside it, or take another checkpoint"
+    try:
+        unexpected = model.load_state_dict(load_file(path), strict=False).unexpected_keys
+    except Exception as error:  # as above, or weights of other shapes
+        raise InputError(f"{path} can't be loaded: {_reason(error)}; {cure}") from error
+    if unexpected:
+        raise InputError(f"{path} has weights that the model lacks: {listing(sorted(unexpected), 5)}; {cure}")
 
 
 @contextmanager

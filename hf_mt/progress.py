@@ -90,7 +90,7 @@ class Meter:
     def drain(self, accelerator: Accelerator) -> None:
         """Takes the sums from the device; call it on each process."""
         cells = torch.tensor(self._cells, dtype=torch.float32, device=self._window.device)
-        counts = accelerator.reduce(torch.cat((self._window, cells))).double().cpu()
+        counts = accelerator.reduce(torch.cat((self._window, cells))).cpu().double()  # MPS has none
         now = time.perf_counter()
         counts = torch.cat((counts, torch.tensor([now - self._start if self._began else 0.0])))
         for unread in self._unread.values():

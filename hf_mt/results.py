@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_mt import __version__
+from hf_mt.checkpoints import told_if_unwritable
 from hf_mt.environment import environment
 from hf_mt.experiment import Experiment
 from hf_mt.hardware import machine
@@ -36,8 +37,9 @@ def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Da
         metrics |= trainer.evaluate(num_beams=args.generation_num_beams)
         metrics |= _with_prefix("eval", trainer.signatures)
     folder = Path(args.output_dir)
-    trainer.save_model(str(folder), _internal_call=True)  # pushed later, with its card
-    trainer.save_state()
+    with told_if_unwritable(folder, folder):
+        trainer.save_model(str(folder), _internal_call=True)  # pushed later, with its card
+        trainer.save_state()
     if test_dataset is not None:
         args.predict_with_generate = True  # False spares evaluations while training, not the test
         beams = {"num_beams": args.num_beams, "length_penalty": args.length_penalty, "early_stopping": True}

@@ -3,6 +3,7 @@ The folder of a run: whose it is, and whether to begin, go on, or leave it as it
 
 - `config_resolved.yaml` marks the folder as that of one run. A start with another value of any key but the free ones
   would mix two experiments in one folder, so it is refused and each difference is shown.
+- Files may lie elsewhere when a run goes on, if it is known which sentences were in them.
 - Batch sizes are compared as what a step sees: tokens (or sentences) x accumulation x processes.
 - All processes call `open_run_folder` and only the first writes, so the answer must not depend on whether that has
   happened: a folder with a config but no checkpoint is as new as an empty one.
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from hf_mt.errors import InputError, listing
 from hf_mt.experiment import Experiment, typed_values, valid_keys
-from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FREE_KEYS, SECRET_KEYS, WITHOUT_WARMUP
+from hf_mt.key_rules import EFFECTIVE_BATCH_KEYS, FILE_KEYS, FREE_KEYS, SECRET_KEYS, WITHOUT_WARMUP
 from hf_mt.settings import read_yaml, yaml_value
 from hf_mt.text_files import write_whole
 
@@ -29,7 +30,9 @@ from hf_mt.text_files import write_whole
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config_resolved.yaml"
+DATA_TABLE_NAME = "data_table.json"
 LOCK_NAME = ".lock"
+RESULTS_NAME = "all_results.json"  # written last
 EFFECTIVE_BATCH = "tokens_per_batch x gradient_accumulation_steps x processes"
 # The learning rate of these schedules does not depend on the length of training.
 ENDLESS_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
@@ -52,6 +55,8 @@ def open_run_folder(experiment: Experiment) -> Iterator[Literal["new", "resume",
         yield status
         return
     with _lock(folder):
+        # of a shorter run that goes on: until it is tested again, nothing may say that it is finished
+        (folder / RESULTS_NAME).unlink(missing_ok=True)
         save_config(experiment, folder / CONFIG_NAME)
         yield status
 
@@ -72,7 +77,7 @@ def _status(folder: Path, experiment: Experiment) -> Literal["new", "resume", "f
     old = read_config(folder / CONFIG_NAME)
     status = _progress(folder, names, experiment.resolved)
     if status != "new" or "model.safetensors" in names:
-        _refuse_another_run(old, experiment.resolved, folder)
+        _refuse_another_run(old, experiment.resolved, folder, moved=status == "resume" and _knows_its_texts(folder))
     _warn_of_new_length(old, experiment.resolved, status)
     return status
 
@@ -128,8 +133,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return typed_values({name: setting for name, setting in settings.items() if name not in gone})
 
 
-def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
+def _knows_its_texts(folder: Path) -> bool:
+    """Whether its files may lie elsewhere by now: their sentences are compared when they have been read."""
+    try:
+        table = json.loads((folder / DATA_TABLE_NAME).read_text(encoding="utf-8"))
+        return all(split["digest"] is not None for split in table.values())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path, *, moved: bool) -> None:
     before, now = _identity({**_defaults(), **old}), _identity(new)
+    now = {name: value for name, value in now.items() if not (moved and name in FILE_KEYS)}
     changes = [f"  {name}: {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changes:
         raise InputError(
@@ -159,7 +174,7 @@ def _effective_batch(resolved: Mapping[str, Any]) -> str:
 
 
 def _progress(folder: Path, names: set[str], resolved: Mapping[str, Any]) -> Literal["new", "resume", "finished"]:
-    if "all_results.json" in names and not _asks_for_more(folder / "trainer_state.json", resolved):
+    if RESULTS_NAME in names and not _asks_for_more(folder / "trainer_state.json", resolved):
         return "finished"
     return "resume" if any(name.startswith("checkpoint-") for name in names) else "new"
 
@@ -168,12 +183,17 @@ def _asks_for_more(state_path: Path, resolved: Mapping[str, Any]) -> bool:
     """Whether the length asked for now exceeds the one asked for when the run finished, early or not."""
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
+        asked = resolved["max_steps"]
+        if asked <= 0:
+            asked = resolved["num_train_epochs"] * state["global_step"] / max(state["epoch"], 1e-9)
+        return asked > state["max_steps"] + 0.5  # epochs are not exact: half a step more is no more
     except FileNotFoundError:
         return False
-    asked = resolved["max_steps"]
-    if asked <= 0:
-        asked = resolved["num_train_epochs"] * state["global_step"] / max(state["epoch"], 1e-9)
-    return asked > state["max_steps"] + 0.5  # epochs are not exact: half a step more is no more
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{state_path} can't be read ({type(error).__name__}: {error}), so that nobody knows how long this run "
+            "was: put the file back, or choose another --output_dir"
+        ) from error
 
 
 def _warn_of_new_length(old: Mapping[str, Any], new: Mapping[str, Any], status: str) -> None:

@@ -10,10 +10,12 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.constants import OPTIMIZER_NAME
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictType, fully_shard
@@ -46,6 +48,27 @@ def check_sharding(args: TranslationTrainingArguments) -> None:
         )
     if fsdp:
         _check_fsdp(FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {})))
+
+
+def check_same_kind(checkpoint: Path, fsdp: bool, deepspeed: bool) -> None:
+    """Whether a start under FSDP, under DeepSpeed, or under neither can go on from a checkpoint.
+
+    Raises:
+        InputError: It was written under another one, which keeps the optimizer in a form of its own.
+    """
+    forms = {
+        "FSDP": f"{OPTIMIZER_NAME}.bin",
+        "DeepSpeed": "global_step*",
+        "neither FSDP nor DeepSpeed": "optimizer.pt",
+    }
+    now = "FSDP" if fsdp else "DeepSpeed" if deepspeed else "neither FSDP nor DeepSpeed"
+    before = [kind for kind, form in forms.items() if any(checkpoint.glob(form))]
+    if before and now not in before:
+        raise InputError(
+            f"{checkpoint} was written under {before[0]}, this start is under {now}, and neither can read the other's "
+            "optimizer: launch it with the profile of configs/accelerate that it began with, or train on from its "
+            f"weights with --model_name_or_path {checkpoint} and another output_dir"
+        )
 
 
 def _asked_for(kind: str) -> bool:

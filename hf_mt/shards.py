@@ -10,6 +10,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -140,7 +141,7 @@ class Job:
             for stale in [*self.folder.glob("*.txt"), *self.folder.glob("*.json")]:  # of a job killed at its very end
                 stale.unlink()
             write_whole(path, json.dumps(identity, indent=2) + "\n")
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _read_json(path)
         names = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
         if names:
             changes = "; ".join(f"{name}: {before.get(name)!s:.16} -> {identity.get(name)!s:.16}" for name in names)
@@ -196,10 +197,21 @@ class Job:
         with unfinished(path) as aside:
             with aside.open("wb") as file:
                 tally = write_lines(self.translator, lines, file, first_line=first, **self.options)
+                file.flush()
+                os.fsync(file.fileno())  # its name must not outlive a power cut that its content does not
             write_whole(path.with_suffix(".json"), json.dumps(asdict(tally)) + "\n")
 
     def _join(self, survey: Survey) -> None:
-        """Writes the output and removes the folder."""
+        """Writes the output and removes the folder.
+
+        Raises:
+            InputError: A shard was changed, or the input while it was translated.
+        """
+        if self.source.survey(self.size) != survey:
+            raise InputError(
+                f"{self.source.name} changed while it was translated: put the old one back, and the same command ends "
+                f"the job, or remove {self.folder} to translate the new one"
+            )
         tally = Tally()
         with open_output(self.output) as file:
             for number in range(len(survey.places)):
@@ -220,12 +232,28 @@ class Job:
         with path.open("rb") as file:  # with nbest, the hypotheses of a line share its index
             nbest = self.options.get("nbest")
             found = len({line.split(b" ", 1)[0] if nbest else number for number, line in enumerate(file)})
-        tally = Tally(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        tally = Tally(**_read_json(path.with_suffix(".json")))
         if not found == tally.lines == wanted:
             raise InputError(
                 f"{path} has {found} lines, not {wanted}: remove it, and the same command translates it anew"
             )
         return tally
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What the file of a job holds.
+
+    Raises:
+        InputError: It was cut or changed.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        error: object = f"it holds a {type(found).__name__}"
+    except (OSError, ValueError) as reason:
+        error = reason
+    raise InputError(f"{path} can't be read ({error}): remove {path.parent} to translate anew")
 
 
 @contextmanager

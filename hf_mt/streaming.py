@@ -85,17 +85,18 @@ class BatchStream(IterableDataset):
         self.passes, self.pair, self.steps = 0, 0, 0  # whole passes, pairs before this block, steps taken of it
         self.digest: str | None = None  # of the pairs before this block
         self.block: str | None = None  # of those and its own
+        self.corpus: str | None = None  # of all pairs, after a whole pass
         self.before = self.seen = Tally.nothing(self.stream.data)  # all before this block; and with it
 
     def state_dict(self) -> dict[str, Any]:
         """The place of the next step, as JSON."""
         place = {"passes": self.passes, "pair": self.pair, "steps": self.steps, "digest": self.digest}
-        return {**place, "block": self.block, "before": self.before.as_json()}
+        return {**place, "block": self.block, "corpus": self.corpus, "before": self.before.as_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to the place that a `state_dict` tells, whatever the number of processes was then."""
         self.passes, self.pair, self.steps, self.digest = (state[k] for k in ("passes", "pair", "steps", "digest"))
-        self.block = state.get("block")
+        self.block, self.corpus = state.get("block"), state.get("corpus")
         self.before = self.seen = Tally.nothing(self.stream.data) + Tally.from_json(state["before"])
 
     def __len__(self) -> int:
@@ -110,6 +111,9 @@ class BatchStream(IterableDataset):
                 else:
                     self._leave(block)
             check_left(self.seen.counts)
+            if self.corpus not in (None, self.digest):
+                raise other_pairs(self.pair)
+            self.corpus = self.digest
             self.passes, self.pair, self.digest = self.passes + 1, 0, None
 
     def _steps(self, block: Block) -> Iterator[list[dict[str, Any]]]:

@@ -40,7 +40,7 @@ from hf_mt.non_finite import NonFiniteSteps
 from hf_mt.optimizer import muon_for
 from hf_mt.pair_stream import PairStream
 from hf_mt.progress import Meter, ProgressLines
-from hf_mt.sharding import check_sharding, load_whole, shard
+from hf_mt.sharding import check_same_kind, check_sharding, load_whole, shard
 from hf_mt.streaming import BatchStream, StreamProgress
 
 
@@ -115,7 +115,7 @@ class TranslationTrainer(CheckpointingTrainer):
         self.score = score
         self.average = MovingAverage(model, args.ema_decay) if args.ema_decay else None
         self.meter = Meter(args.device)
-        self.signatures = {}
+        self.signatures, self.saved_step = {}, None
         self.lines = ProgressLines(eval_dataset)
         self.interruption = Interruption(self.accelerator)
         self.stream = BatchStream(train_dataset, args) if isinstance(train_dataset, PairStream) else None
@@ -256,8 +256,9 @@ class TranslationTrainer(CheckpointingTrainer):
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationInterrupted:
             self.control.should_training_stop = True
-            self.interruption.is_unplanned = not self.control.should_save
-            self._save_checkpoint(model, trial)
+            if self.saved_step != self.state.global_step:
+                self.interruption.is_unplanned = not self.control.should_save
+                self._save_checkpoint(model, trial)
 
     def _finalize_training(self, trial: Any, *args: Any) -> Any:
         if not self.interruption.agreed() and not self.non_finite.stopped:
@@ -274,6 +275,7 @@ class TranslationTrainer(CheckpointingTrainer):
         place = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         self.meter.go_on(self.state.stateful_callbacks.get(METER, {}))
+        self._check_same_lengths()
         return place
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -295,8 +297,10 @@ class TranslationTrainer(CheckpointingTrainer):
             due = due and args.eval_delay <= self.state.epoch
         done = any(row["step"] == step and "eval_loss" in row for row in self.state.log_history)
         if step and due and not done:
-            self._determine_best_metric(self._evaluate(trial, None), trial)
+            best = self._determine_best_metric(self._evaluate(trial, None), trial)
             self._point_to_best(Path(self._get_output_dir(trial)))
+            if best and args.load_best_model_at_end:  # for which a checkpoint would have been written anyway
+                self._is_now_planned(step)
 
     def _steps_per_epoch(self) -> int:
         return len(self.train_sampler) // self.train_sampler.num_parts
@@ -307,6 +311,7 @@ class TranslationTrainer(CheckpointingTrainer):
         output = None
         if kwargs.get("resume_from_checkpoint"):
             self.args.eval_on_start = False  # it was evaluated when it started
+            check_same_kind(Path(kwargs["resume_from_checkpoint"]), self.is_fsdp_enabled, self.is_deepspeed_enabled)
         with state_without_code(), suppress(EvaluationInterrupted):  # of one that was made up for: nothing new to save
             output = super().train(*args, **kwargs)
         if self.interruption.agreed() or self.non_finite.stopped:

@@ -1,6 +1,7 @@
 """Trains one recipe several times, something changed each time, and compares the scores on the development set.
 
-    python scripts/ablate.py configs/ablations/multi30k.yaml --train_file data/tok/train --validation_file data/tok/val
+    python scripts/ablate.py configs/ablations/multi30k.yaml --train_file dataset/data/task1/tok/train.lc.norm.tok \
+        --validation_file dataset/data/task1/tok/val.lc.norm.tok
 
 The file names the recipe, settings that all runs share, and what is different in each run; options are for all runs
 too. Runs follow each other, so that their minutes can be compared; finished ones are kept, and the same command goes

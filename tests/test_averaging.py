@@ -1,5 +1,6 @@
 """Properties of averaged weights."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def checkpoint(folder: Path, seed: int) -> Path:
     save_file(layer(seed).state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     (folder / "optimizer.pt").write_bytes(b"state")
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text('{"files": {}}')
     return folder
 
 
@@ -101,6 +102,15 @@ def test_an_averaged_folder_holds_a_model_and_nothing_of_its_training(tmp_path: 
     )
     with pytest.raises(InputError, match="exists"):
         save_average(folders, tmp_path / "mean")
+
+
+def test_a_damaged_checkpoint_is_no_part_of_a_mean(tmp_path: Path) -> None:
+    folders = [checkpoint(tmp_path / name, seed) for seed, name in enumerate(("checkpoint-1", "checkpoint-2"))]
+    average_checkpoints(folders)  # control
+    listed = {"model.safetensors": {"bytes": (folders[1] / "model.safetensors").stat().st_size, "sha256": "other"}}
+    (folders[1] / "manifest.json").write_text(json.dumps({"files": listed}))
+    with pytest.raises(InputError, match="checkpoint-2 is damaged: model.safetensors has other content"):
+        average_checkpoints(folders)
 
 
 def test_folders_that_cannot_be_averaged_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers.trainer_utils import rotate_checkpoints
 
 from hf_mt.checkpoints import (
@@ -18,6 +19,7 @@ from hf_mt.checkpoints import (
     checkpoints,
     last_checkpoint,
     remove_oldest,
+    told_if_unwritable,
     verify_checkpoint,
     whole_checkpoint,
 )
@@ -89,6 +91,34 @@ def test_a_checkpoint_that_goes_is_never_half_there(tmp_path: Path, monkeypatch:
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3"}
 
 
+def test_one_that_is_written_again_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 3)
+    write(tmp_path, 5)
+
+    def killed(path: Path, **_: object) -> None:
+        (path / "model.safetensors").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, 5, b"others")
+    monkeypatch.undo()
+    for folder in checkpoints(tmp_path):
+        verify_checkpoint(folder)
+    assert checkpoints(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_takes_no_place(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-15" / STATE).write_text('{"glob')
+    written = write(tmp_path, 12)
+    remove_oldest(tmp_path, 3, None, lambda path: path != written)
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (5, 10, 12, 15)}
+    remove_oldest(tmp_path, 1, None)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-12"]
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_nothing_is_left_of_one_that_failed(error: BaseException, tmp_path: Path) -> None:
     write(tmp_path, 5)
@@ -113,6 +143,7 @@ def test_what_a_killed_program_left_is_removed_by_the_next(tmp_path: Path) -> No
         ("shards/0.bin", None, "0.bin is missing"),
         (MANIFEST, b"{", "can't be read"),
         (MANIFEST, b"[]", "can't be read"),
+        (STATE, b'{"glob', f"{STATE} has 6 bytes instead of 19"),
     ],
 )
 def test_damage_is_named_with_the_remedy(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
@@ -163,6 +194,13 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_stays(how: str, tmp_path: 
         signal.signal(signal.SIGXFSZ, handler)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_weights_that_cannot_be_written_are_told_with_the_remedy(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    message = pytest.raises(InputError, match=r"can't be written: I/O error.*goes on from checkpoint-5")
+    with message, told_if_unwritable(tmp_path, tmp_path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 def test_an_error_that_is_no_disk_s_stays_what_it_is(tmp_path: Path) -> None:

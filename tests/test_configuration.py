@@ -82,6 +82,13 @@ def test_the_finer_of_two_ways_to_tie_decides() -> None:
             assert HfMtConfig(**{**config.to_dict(), "tie_embeddings": tie}).tie_embeddings == tie
 
 
+def test_classes_of_others_stay_in_the_map() -> None:
+    ours = HfMtConfig().auto_map
+    given = {"AutoModel": "user/repo--modeling_hf_mt.HfMtModel", "AutoModelForSeq2SeqLM": "mine.Mine", "AutoX": "a.X"}
+    expected = {"AutoModelForSeq2SeqLM": "mine.Mine", "AutoX": "a.X"}
+    assert HfMtConfig(auto_map=given).auto_map == ours | expected and len(ours) == 3
+
+
 def test_depths_are_those_of_the_configuration(tiny_model: Build) -> None:
     model = tiny_model(encoder_layers=1, decoder_layers=3).model
     assert (len(model.encoder.layers), len(model.decoder.layers)) == (1, 3)

@@ -275,6 +275,18 @@ def test_other_data_replaces_that_of_the_run(run_folder: Path) -> None:
     assert (built_in.test_file, built_in.dataset_name, built_in.max_predict_samples) == (None, "cldr", 7)
 
 
+def test_a_checkpoint_is_evaluated_as_its_run_is(tmp_path: Path) -> None:
+    (tmp_path / "config_resolved.yaml").write_text(
+        "source_lang: en\ntarget_lang: de\ntest_file: own\nsource_prefix: 'w33 '\n"
+    )
+    for name in ("checkpoint-3", "elsewhere"):
+        (tmp_path / name).mkdir()
+    data = parse_evaluation([str(tmp_path / "checkpoint-3")])[1]
+    assert data == parse_evaluation([str(tmp_path)])[1] and (data.test_file, data.source_prefix) == ("own", "w33 ")
+    with pytest.raises(InputError, match="--source_lang and --target_lang needed"):
+        parse_evaluation([str(tmp_path / "elsewhere")])
+
+
 def test_the_size_of_one_development_set_is_not_that_of_another(tmp_path: Path) -> None:
     (tmp_path / "config_resolved.yaml").write_text(
         "source_lang: en\ntarget_lang: de\nvalidation_file: own\nmax_eval_samples: 3\n"

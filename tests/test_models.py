@@ -9,11 +9,13 @@ import torch
 from transformers import MarianConfig, MarianMTModel
 
 from hf_mt import HfMtForConditionalGeneration, InputError
+from hf_mt.averaging import MovingAverage
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, prepare_data
 from hf_mt.experiment import parse_experiment
 from hf_mt.model.linear_hf_mt import Linear
 from hf_mt.models import check_architecture, load_or_build_model, round_products
+from hf_mt.pretrained import MOVING_AVERAGE_NAME
 from hf_mt.tokenization import train_tokenizer
 
 
@@ -132,6 +134,22 @@ def test_our_own_model_is_fine_tuned_with_its_smoothing(tokenizer: Any, data: Pr
     changed = build(tokenizer, data, f"--model_name_or_path {tmp_path} --label_smoothing 0.05")
     assert isinstance(kept, HfMtForConditionalGeneration)
     assert (kept.config.label_smoothing, changed.config.label_smoothing) == (0.2, 0.05)
+
+
+def test_fine_tuning_begins_with_the_weights_that_were_scored(
+    tokenizer: Any, data: PreparedData, tmp_path: Path
+) -> None:
+    plain = build(tokenizer, data, SMALL)
+    plain.save_pretrained(tmp_path)
+    average = MovingAverage(plain, 0.9)
+    for weight in average.weights.values():
+        weight += 1.0
+    average.save(tmp_path)
+    tuned = build(tokenizer, data, f"--model_name_or_path {tmp_path}")
+    assert torch.equal(tuned.lm_head.weight, plain.lm_head.weight + 1.0)
+    (tmp_path / MOVING_AVERAGE_NAME).unlink()
+    tuned = build(tokenizer, data, f"--model_name_or_path {tmp_path}")
+    assert torch.equal(tuned.lm_head.weight, plain.lm_head.weight), "the control"
 
 
 def test_fine_tuning_may_add_r_drop_to_our_own_model_alone(tokenizer: Any, data: PreparedData, tmp_path: Path) -> None:

@@ -425,6 +425,21 @@ def test_random_positions_are_for_training_alone(tiny_model: Build, wrapper: dic
     assert difference(full_logits(model.train()), full_logits(plain)) > FAR
 
 
+@pytest.mark.parametrize("wrapper", [{"position_shift": 9}, {"randomized_positions": 30}], ids=str)
+def test_positions_of_a_cache_are_counted_in_training_too(tiny_model: Build, wrapper: dict[str, int]) -> None:
+    """Whoever samples from a model that is being trained must not see each token elsewhere."""
+    model = tiny_model(position_encoding="learned", max_position_embeddings=40, **wrapper)
+    states = model.get_encoder()(torch.tensor([[5, 6, 7, 2]]))
+    found = []
+    for mode in (True, False):
+        model.train(mode)
+        cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+        inputs = {"encoder_outputs": states, "past_key_values": cache, "use_cache": True}
+        steps = [model(decoder_input_ids=torch.tensor([[token]]), **inputs).logits for token in (1, 20, 21)]
+        found.append(torch.cat(steps, dim=1))
+    assert difference(*found) < CLOSE
+
+
 @pytest.mark.parametrize("name", POSITION_ENCODINGS)
 def test_a_shift_moves_what_is_not_relative(tiny_model: Build, name: str) -> None:
     model = tiny_model(position_encoding=name, position_shift=9)

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def test_the_meter_weighs_batches_by_their_tokens() -> None:
     assert numbers["loss"] == pytest.approx(1.0) and numbers["accuracy"] == pytest.approx(0.4)
     assert numbers["padding_share"] == pytest.approx(1 - (10 + 7) / (12 + 8))
     assert numbers["loss"] != pytest.approx((8 / 4 + 2 / 6) / 2)
+
+
+def test_sums_leave_the_device_before_they_become_double() -> None:
+    """Apple's GPUs have no float64."""
+    without_double = SimpleNamespace(reduce=lambda sums: SimpleNamespace(cpu=lambda: sums))
+    meter = Meter(torch.device("cpu"))
+    meter.add(sums(8.0, 1.0, 4.0), batch([[1]], cells=4))
+    meter.drain(without_double)
+    assert meter.unread()["log"][0] == 8.0
 
 
 def test_each_reader_sees_what_came_since_it_last_asked() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -101,6 +102,25 @@ def test_a_longer_run_goes_on(tmp_path, words, verdict):
     assert all(same) == (verdict == "resume" or words == ["--num_train_epochs=3"])
 
 
+def test_a_run_that_is_asked_for_more_is_unfinished_until_it_is_tested_again(tmp_path):
+    opened(parse(f"--output_dir={tmp_path}"))
+    finish(tmp_path)
+    assert opened(parse(f"--output_dir={tmp_path}")) == "finished"  # control
+    assert opened(parse(f"--output_dir={tmp_path}", "--max_steps=31")) == "resume"
+    finish_again = {"global_step": 31, "max_steps": 31, "epoch": 3.1}  # killed between this and the results
+    (tmp_path / "trainer_state.json").write_text(json.dumps(finish_again))
+    assert opened(parse(f"--output_dir={tmp_path}", "--max_steps=31")) == "resume"
+
+
+@pytest.mark.parametrize("content", ['{"global_st', "[]", '{"epoch": "x"}'])
+def test_a_finished_run_of_unknown_length_is_told(tmp_path, content):
+    opened(parse(f"--output_dir={tmp_path}"))
+    finish(tmp_path)
+    (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(InputError, match="trainer_state.json can't be read .* put the file back"):
+        opened(parse(f"--output_dir={tmp_path}", "--num_train_epochs=9"))
+
+
 def test_an_early_stopped_run_is_finished_until_it_is_asked_for_more(tmp_path):
     words = [f"--output_dir={tmp_path}", "--early_stopping_patience=2"]
     opened(parse(*words, "--num_train_epochs=10"))
@@ -135,6 +155,19 @@ def test_what_was_never_trained_is_nobodys(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(InputError, match="seed: 7 -> 8"):
         opened(parse(f"--output_dir={tmp_path}", "--seed=8"))
+
+
+@pytest.mark.parametrize("digest, verdict", [("1f", "resume"), (None, None)])
+def test_files_may_lie_elsewhere_if_their_texts_are_known(tmp_path, digest, verdict):
+    opened(parse(f"--output_dir={tmp_path}", "--train_file=a"))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "data_table.json").write_text(json.dumps({"train": {"digest": digest}}))
+    again = parse(f"--output_dir={tmp_path}", "--train_file=b")
+    with nullcontext() if verdict else pytest.raises(InputError, match="train_file: a -> b"):
+        assert opened(again) == verdict
+    finish(tmp_path)
+    with pytest.raises(InputError, match="train_file: . -> c"):  # nothing would be compared
+        opened(parse(f"--output_dir={tmp_path}", "--train_file=c"))
 
 
 def test_each_difference_is_shown(tmp_path):

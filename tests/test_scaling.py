@@ -77,6 +77,10 @@ def test_the_script_prints_the_tables_of_the_page(monkeypatch: pytest.MonkeyPatc
     lines = capsys.readouterr().out.split("\n")
     assert sum(line.startswith("|") for line in lines) > 20
     assert [line for line in lines if line and line not in page] == []
+    monkeypatch.setattr(sys, "argv", ["scripts/scaling.py", *configs, "--tokens", "4096"])
+    runpy.run_path("scripts/scaling.py", run_name="__main__")
+    fastest = [line for line in capsys.readouterr().out.split("\n") if "NVLink, 8 x NDR" in line]
+    assert len(fastest) == 12 and [line for line in fastest if line not in page] == []
     monkeypatch.setattr(sys, "argv", ["scripts/scaling.py", *configs, "--peak_share", "0.2"])
     runpy.run_path("scripts/scaling.py", run_name="__main__")
     assert [line for line in capsys.readouterr().out.split("\n") if line and line not in page]

@@ -29,7 +29,7 @@ from hf_mt.evaluation import evaluate_model, parse_evaluation
 from hf_mt.experiment import parse_experiment
 from hf_mt.model_card import write_model_card
 from hf_mt.models import _pretrained_model
-from hf_mt.pretrained import load_seq2seq
+from hf_mt.pretrained import MOVING_AVERAGE_NAME, load_seq2seq
 from hf_mt.progress import _shown as shown_sample
 from hf_mt.report import write_report
 from hf_mt.run_record import read_run
@@ -125,7 +125,7 @@ def test_weights_of_plain_numbers_in_a_pickle_are_refused_too(trained: Path, tmp
     from transformers import AutoModelForSeq2SeqLM
 
     folder = tmp_path / "model"
-    shutil.copytree(trained / "checkpoint-3", folder)
+    shutil.copytree(trained / "checkpoint-3", folder, ignore=shutil.ignore_patterns(MOVING_AVERAGE_NAME))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     whole = load_seq2seq(str(folder))
     (folder / "model.safetensors").unlink()

@@ -233,6 +233,36 @@ def test_a_shard_that_lost_lines_is_not_joined(
     assert output.read_bytes() == at_once(translator, source, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "000000.json"])
+def test_a_cut_file_of_a_job_is_named(
+    name: str, translator: Translator, source: TextFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, options = tmp_path / "output", {"shard_size": 4, "say": print, **OPTIONS}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        translate(translator, source, str(output), **options)
+    (tmp_path / "output.shards" / name).write_text("{")
+    with pytest.raises(InputError, match=f"{name} can't be read .*remove .*output.shards to translate anew"):
+        translate(translator, source, str(output), **options)
+    assert not output.exists()
+
+
+def test_an_input_that_changes_meanwhile_is_not_joined(
+    translator: Translator, source: TextFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, options = tmp_path / "output", {"shard_size": 4, "say": print, **OPTIONS}
+    work = shards.write_lines
+
+    def changing(*args: Any, **more: Any) -> Tally:
+        (tmp_path / "source").write_text("\n".join(LINES[::-1]), "utf-8")
+        return work(*args, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="source changed while it was translated"):
+        patch.setattr(shards, "write_lines", changing)
+        translate(translator, source, str(output), **options)
+    assert not output.exists()
+
+
 def test_counts_are_those_of_all_shards_also_of_those_done_before(
     translator: Translator, source: TextFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -315,6 +315,20 @@ def test_other_texts_in_the_block_in_use_are_refused(tokenizer: Any, tmp_path: P
         next(iter(again))
 
 
+def test_other_texts_in_a_later_pass_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    pairs = numbers(150)
+    data = streamed(tmp_path, pairs)
+    stream = BatchStream(PairStream(data, tokenizer), layout())
+    batches = iter(stream)
+    while stream.passes < 2:  # control: twice the same
+        next(batches)
+    again = BatchStream(PairStream(data, tokenizer), layout())
+    again.load_state_dict(stream.state_dict())
+    as_text(tmp_path, [*pairs[:140], ("1", "1"), *pairs[141:]])
+    with pytest.raises(InputError, match="first 150 training pairs are other ones"):
+        list(islice(again, 1000))
+
+
 def test_a_data_set_without_other_splits_is_streamed(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     rows = [{"en": source, "de": target} for source, target in numbers(30)]

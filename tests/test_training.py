@@ -5,6 +5,8 @@ import math
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,14 @@ from hf_mt import HfMtConfig, HfMtForConditionalGeneration, InputError, training
 from hf_mt.arguments import DataArguments, TranslationTrainingArguments
 from hf_mt.averaging import MOVING_AVERAGE_NAME, checkpoint_weights
 from hf_mt.batching import TokenBatchSampler, TranslationCollator
+from hf_mt.checkpointing import UNPLANNED
 from hf_mt.checkpoints import checkpoints, last_checkpoint
 from hf_mt.corpora import toy_corpus
 from hf_mt.data import PreparedData, pair_lengths, prepare_data
 from hf_mt.evaluation_loop import with_texts
 from hf_mt.losses import loss_sums
 from hf_mt.non_finite import IN_A_ROW
+from hf_mt.sharding import check_same_kind
 from hf_mt.tokenization import train_tokenizer
 from hf_mt.training import TranslationTrainer
 
@@ -448,6 +452,58 @@ def test_sigterm_while_the_last_checkpoint_is_written(data: PreparedData, tokeni
     _signal_in(run, "_save_state", 3)
     run.train()
     assert run.interruption.happened and [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+def test_sigterm_after_the_checkpoint_of_a_step_writes_no_other(
+    data: PreparedData, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = {**CHECKPOINTED, "save_steps": 1, "eval_strategy": "epoch", "num_train_epochs": 1, "max_steps": -1}
+    trainer(ours(), data, tokenizer, arguments(tmp_path / "whole", **settings)).train()
+    last = max(int(folder.name[11:]) for folder in checkpoints(tmp_path / "whole"))
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path / "cut", **settings))
+    _signal_in(run, "_evaluate_batch", last)
+    saved, save = [], run._save_state
+    run._save_state = lambda folder: saved.append(run.state.global_step) or save(folder)
+    run.train()
+    assert run.interruption.happened and saved == [*range(1, last + 1)]
+    assert not run.state.stateful_callbacks.get(UNPLANNED)
+
+
+def test_a_checkpoint_that_turns_out_the_best_was_planned(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "eval_steps": 2, "max_steps": 6, "load_best_model_at_end": True}
+    cut = trainer(ours(), data, tokenizer, arguments(tmp_path, **settings), score=scores_in_turn(1))
+    _signal_in(cut, "_evaluate_batch", 4)
+    cut.train()
+    assert cut.state.stateful_callbacks[UNPLANNED] == ["checkpoint-4"]
+    resumed = trainer(ours(), data, tokenizer, arguments(tmp_path, **settings), score=scores_in_turn(9, 2))
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert resumed.state.best_global_step == 4 and resumed.state.stateful_callbacks[UNPLANNED] == []
+
+
+def test_pairs_that_are_cut_otherwise_are_refused(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "eval_strategy": "no"}
+    trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=3, **settings)).train()
+    checkpoint = last_checkpoint(tmp_path)
+    trainer(ours(), data, tokenizer, arguments(tmp_path, max_steps=4, **settings)).train(
+        resume_from_checkpoint=checkpoint
+    )  # control
+    other = replace(data, train=data.train.select(range(len(data.train) - 1, -1, -1)))
+    with pytest.raises(InputError, match="cut into other tokens than when this run began"):
+        trainer(ours(), other, tokenizer, arguments(tmp_path, max_steps=5, **settings)).train(
+            resume_from_checkpoint=checkpoint
+        )
+
+
+@pytest.mark.parametrize(
+    "form, before", [("optimizer.bin", "FSDP"), ("global_step3", "DeepSpeed"), ("optimizer.pt", "neither")]
+)
+def test_a_checkpoint_of_another_kind_of_start_is_refused(form: str, before: str, tmp_path: Path) -> None:
+    (tmp_path / form).mkdir()
+    for fsdp, deepspeed in ((True, False), (False, True), (False, False)):
+        now = "FSDP" if fsdp else "DeepSpeed" if deepspeed else "neither"
+        refused = pytest.raises(InputError, match=f"was written under {before}.*this start is under {now}")
+        with nullcontext() if now == before else refused:
+            check_same_kind(tmp_path, fsdp, deepspeed)
 
 
 def _signal_in(run: TranslationTrainer, name: str, step: int) -> None:

@@ -52,8 +52,9 @@ class HfMtConfig(PreTrainedConfig):
         norm_type: layernorm or rmsnorm (https://arxiv.org/abs/1910.07467).
         tie_embeddings: none; decoder (target embeddings and output projection); all (source embeddings as well).
         scale_embedding: Multiply embeddings by sqrt(d_model).
-        init_std: Standard deviation of all initial weights; None takes Xavier uniform for projections and
-            d_model**-0.5 for embeddings, which fits narrow and wide models alike.
+        init_std: Standard deviation of initial weights of projections and embeddings; None takes Xavier uniform for
+            the former and d_model**-0.5 for the latter, which fits narrow and wide models alike. Position encodings
+            with weights of their own begin as their classes say.
         label_smoothing: Share of the probability mass spread over the vocabulary in the loss.
         r_drop: Weight of R-Drop (https://arxiv.org/abs/2106.14448): in training each batch is read twice, under
             different dropout, and disagreement costs. 0 reads it once; the paper's translation models have 5.
@@ -62,13 +63,17 @@ class HfMtConfig(PreTrainedConfig):
         position_shift: In training all positions of a batch move by a random number up to this (SHAPE,
             https://arxiv.org/abs/2109.05644), so that absolute positions mean little. 0 moves none.
         randomized_positions: In training positions are a random ascending choice of this many
-            (https://arxiv.org/abs/2305.16843), so that longer input brings no unseen position. 0 counts 0, 1, 2, ...
+            (https://arxiv.org/abs/2305.16843), so that longer input brings no unseen position. 0 counts 0, 1, 2, ...,
+            as translating always does, where the paper draws at random too.
         max_position_embeddings: Longest sequence of the learned table; for the other encodings the default
-            maximum length of generation, and eight times the threshold from which `fire` starts to learn.
+            maximum length of generation. Eight times the unit of the threshold that `fire` learns: a trained model of
+            it needs the value that it was trained with.
         relative_attention_num_buckets, relative_attention_max_distance: As in T5.
         max_relative_position: Distance at which the relative positions of shaw, deberta and cope are clipped.
         rope_parameters: As in transformers 5: `rope_type` (default, linear, ntk, yarn), `rope_theta`, `factor`,
             `partial_rotary_factor`, `original_max_position_embeddings` (yarn).
+        pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: Special tokens of the tokenizer.
+        use_cache: Whether a decoder returns a cache outside of training.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: When a value has the wrong type, is not among the choices, or does
@@ -76,7 +81,7 @@ class HfMtConfig(PreTrainedConfig):
     """
 
     model_type = "hf_mt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "nll", "num_correct", "num_tokens"]  # the latter of a batch
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_hidden_layers": "encoder_layers",
@@ -125,12 +130,16 @@ class HfMtConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if tied is False and self.tie_embeddings == "all":  # its default; of the two, it tells more
             self.tie_embeddings = "none"
-        # `register_for_auto_class` would name only the class that is saved, and users load with all three
-        self.auto_map = {
+        # `register_for_auto_class` would name only the class that is saved, and users load with all three; after a
+        # load from the Hub these would stand there with the name of its repository, but the code is saved again
+        given = getattr(self, "auto_map", None) or {}
+        own = {
             "AutoConfig": "configuration_hf_mt.HfMtConfig",
             "AutoModel": "modeling_hf_mt.HfMtModel",
             "AutoModelForSeq2SeqLM": "modeling_hf_mt.HfMtForConditionalGeneration",
         }
+        others = {name: value for name, value in given.items() if str(value).rpartition("--")[2] != own.get(name)}
+        self.auto_map = own | others
 
     @property
     def tie_word_embeddings(self) -> bool:

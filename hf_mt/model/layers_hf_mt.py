@@ -9,6 +9,7 @@ Shapes: B batch, S source length, T target length, Q query length, K key length,
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,11 @@ from .linear_hf_mt import Linear
 from .position_encoding_base import PositionEncoding
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+# versions of torch differ in the number that RMSNorm adds in half precision if it is given none
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layernorm": nn.LayerNorm,
+    "rmsnorm": partial(nn.RMSNorm, eps=torch.finfo(torch.float32).eps),
+}
 
 
 def eager_attention_forward(

@@ -25,8 +25,10 @@ from transformers.modeling_outputs import (
     Seq2SeqModelOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.versions import require_version
 
 from .configuration_hf_mt import HfMtConfig
 from .dropout_hf_mt import Dropout
@@ -36,6 +38,10 @@ from .loss_hf_mt import IGNORE_INDEX, linear_cross_entropy
 from .position_encoding_base import PositionEncoding
 from .position_encodings import POSITION_ENCODINGS
 from .r_drop_hf_mt import linear_r_drop
+
+
+require_version("transformers>=5.15", "Kernels of older versions leave out the position bias without a word.")
+logger = logging.get_logger(__name__)
 
 
 class HfMtPreTrainedModel(PreTrainedModel):
@@ -59,11 +65,6 @@ class HfMtPreTrainedModel(PreTrainedModel):
     def _supports_sdpa(self) -> bool:  # type: ignore[override]
         """Its kernels keep attention weights to themselves."""
         return not any(scheme.uses_weights for scheme in self._schemes)
-
-    @property
-    def _can_compile_fullgraph(self) -> bool:  # type: ignore[override]
-        """A limit of length is checked on the host, which a static cache's counter is not on."""
-        return all(scheme.max_length is PositionEncoding.max_length for scheme in self._schemes)
 
     @property
     def can_search_beams(self) -> bool:
@@ -135,7 +136,8 @@ class HfMtStack(HfMtPreTrainedModel):
         """(Q,) of a sequence: 0, 1, 2, ...; in training moved or spread at random, if the configuration says so.
 
         Source: Kiyono et al. 2021 (https://arxiv.org/abs/2109.05644) for `position_shift`, Ruoss et al. 2023
-        (https://arxiv.org/abs/2305.16843) for `randomized_positions`; as there, one draw a batch.
+        (https://arxiv.org/abs/2305.16843) for `randomized_positions`; as there, one draw a batch. The latter draw in
+        evaluation, too, where we count.
 
         Raises:
             ValueError: The sequence is longer than `randomized_positions`.
@@ -231,9 +233,12 @@ class HfMtDecoder(HfMtStack):
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         self_cache = None if past_key_values is None else past_key_values.self_attention_cache
         past, length = _past_and_key_length(self_cache, inputs.shape[1])
-        if positions is None:
-            self.check_length(past + self.reach(inputs.shape[1]))
-            positions = self.positions(inputs.shape[1], inputs.device) + past
+        if positions is None and self_cache is None:
+            self.check_length(self.reach(inputs.shape[1]))
+            positions = self.positions(inputs.shape[1], inputs.device)
+        elif positions is None:  # never at random: each call would move them in another way than the cached ones
+            self.check_length(past + inputs.shape[1])
+            positions = torch.arange(inputs.shape[1], device=inputs.device) + past
         if key_positions is None:
             key_positions = positions if self_cache is None else torch.arange(length, device=inputs.device)
         hidden_states = self.embed(input_ids, inputs_embeds, positions)
@@ -326,6 +331,10 @@ class HfMtModel(HfMtPreTrainedModel):
         Raises:
             ValueError: If a sequence is longer than the position encoding can take.
         """
+        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
+            logger.warning_once(
+                "Only the kernel eager returns attention weights: model.set_attn_implementation('eager')"
+            )
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
         encoded = BaseModelOutput(*encoder_outputs) if isinstance(encoder_outputs, tuple) else encoder_outputs
