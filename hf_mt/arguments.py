@@ -33,9 +33,14 @@ class ModelArguments:
     model_name_or_path: str | None = _key(None, "fine-tune this model (folder or Hub name)")
     model_revision: str = _key("main", "its branch, tag or commit")
     tokenizer_name: str | None = _key(None, "use this tokenizer; default: the model's, or one trained on the corpus")
+    tokenizer_revision: str | None = _key(None, "branch, tag or commit of what tokenizer_name names")
     trust_remote_code: bool = _key(False, "allow the model's own Python code from the Hub to run here")
     attn_implementation: str | None = _key(None, "attention kernel: sdpa, eager; by default the faster one")
-    token: str | None = _key(None, "Hub token for private models; default: that of `hf auth login`", repr=False)
+    token: str | None = _key(
+        None,
+        "Hub token for private models; safer: `hf auth login` or HF_TOKEN, which no failed command shows",
+        repr=False,
+    )
 
 
 @dataclass
@@ -48,10 +53,12 @@ class DataArguments:
     dataset_config_name: str | None = _key(None, "its configuration")
     dataset_revision: str | None = _key(None, "its branch, tag or commit")
     train_file: str | None = _key(None, "a .tsv, .jsonl or .parquet file, or the prefix of text pairs (data/train)")
-    validation_file: str | None = _key(None, "the same for development")
+    validation_file: str | None = _key(None, "the same for development; beside a dataset_name, in place of its split")
     test_file: str | None = _key(None, "the same for the final test")
-    source_column: str | None = _key(None, "text column of the source, where there is no `translation` column")
-    target_column: str | None = _key(None, "text column of the target")
+    source_column: str | None = _key(
+        None, "where the source is not named by its language: a column, a key of `translation`, or a file's ending"
+    )
+    target_column: str | None = _key(None, "the same for the target")
     source_prefix: str = _key("", "text before every source sentence (T5)")
     max_source_length: int = _key(256, "tokens with end of sentence; longer pairs are dropped and counted", least=1)
     max_target_length: int = _key(256, "the same for targets", least=1)
@@ -69,7 +76,7 @@ class DataArguments:
     split_digits: bool = _key(True, "every digit is a token")
     bpe_dropout: float = _key(0.0, "share of merges skipped at random in training", least=0, below=1)
     bpe_dropout_samples: int = _key(16, "ways in which BPE dropout cuts each pair; an epoch reads one", least=1)
-    preprocessing_num_workers: int = _key(1, "processes that prepare the data", least=1)
+    preprocessing_num_workers: int = _key(1, "processes that prepare the data", least=1, below=1025)
     cldr_train_size: int = _key(20000, "training pairs of the built-in corpus", least=1)
     cldr_validation_size: int = _key(500, "its development pairs", least=1)
     cldr_test_size: int = _key(500, "its test pairs", least=1)
@@ -123,7 +130,7 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     eval_strategy: IntervalStrategy | str = _key("epoch", "when to evaluate")
     save_strategy: SaveStrategy | str = _key("epoch", "when to save a checkpoint")
     ddp_timeout: int = _key(
-        86_400, "seconds that a process waits for the others, such as for data to be prepared", least=1
+        86_400, "seconds that a process waits for the others, such as for data to be prepared", least=1, below=2**31
     )
     save_total_limit: int | None = _key(3, "checkpoints kept", least=1)
     load_best_model_at_end: bool = _key(True, "test the best checkpoint, not the last")

@@ -25,6 +25,10 @@ WRONG_NAMES = frozenset({
     errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
 })  # fmt: skip
 CLOSED_PIPE = 141  # as a shell reports SIGPIPE
+OUT_OF_MEMORY = (
+    "{}\nlower tokens_per_batch, and in training raise gradient_accumulation_steps by the same factor, so that a step "
+    "sees as much as before. Where an evaluation was at work, lower eval_tokens_per_batch"
+)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -41,6 +45,10 @@ def run_script(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # who read the output has enough, as `head` has; Python would write the rest at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(CLOSED_PIPE) from None
+    except RuntimeError as error:  # torch is not imported here to name its class
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _end(OUT_OF_MEMORY.format(str(error).split("\n")[0]))
     except OSError as error:
         if error.errno in WRONG_NAMES and error.filename is not None:
             _end(f"{error.filename!s}: {error.strerror}; name another file or folder")

@@ -29,6 +29,7 @@ from hf_mt.pair_files import (
     text_cell,
     text_columns,
     translation_features,
+    within_translation,
 )
 
 
@@ -49,7 +50,8 @@ def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS, required
     Args:
         data: `dataset_name` (`cldr`, `toy_copy`, `toy_reverse`, `toy_sort`, a Hub id or a local folder that
             `datasets.load_dataset` can read) or `train_file`, `validation_file`, `test_file` (a `.tsv`, `.jsonl` or
-            `.parquet` file, or the prefix of text pairs, `data/train` for `data/train.en` and `data/train.de`).
+            `.parquet` file, or the prefix of text pairs, `data/train` for `data/train.en` and `data/train.de`). The
+            last two may stand beside a data set; what they name takes the place of its own split, and that is logged.
         splits: those of train, validation and test that are wanted.
         required: whether one of them must exist.
 
@@ -58,18 +60,17 @@ def load_corpus(data: DataArguments, *, splits: Sequence[str] = SPLITS, required
         cut to its first `max_train_samples`, `max_eval_samples` or `max_predict_samples` pairs.
 
     Raises:
-        InputError: no or two sources, train wanted but missing or to be streamed, and whatever is wrong with a file or
-            a data set.
+        InputError: no source or two of training pairs, train wanted but missing or to be streamed, and whatever is
+            wrong with a file or a data set.
     """
     check_source(data)
     if data.streaming and "train" in splits:
         raise InputError("streaming is set, and only training reads a stream; set it to false, or use another split.")
-    if not data.dataset_name:
-        corpus = _read_files(data, splits)
-    elif data.dataset_name in BUILT_IN:
-        corpus = _built_in(data, splits)
-    else:
-        corpus = _from_datasets(data, splits)
+    found = _read_files(data, splits)
+    rest = [split for split in splits if split not in found]
+    if data.dataset_name and rest:
+        found |= (_built_in if data.dataset_name in BUILT_IN else _from_datasets)(data, rest)
+    corpus = {split: found[split] for split in splits if split in found}
     if "train" in splits and "train" not in corpus:
         raise InputError(f"There is no train split ({listing(corpus)}); set train_file or another dataset_name.")
     if required and not corpus:
@@ -131,8 +132,13 @@ def toy_corpus(
 def check_source(data: DataArguments) -> None:
     files = {f"{split}_file": getattr(data, f"{split}_file") for split in SPLITS}
     given = [f"{name}={path}" for name, path in files.items() if path]
-    if data.dataset_name and given:
-        raise InputError(f"dataset_name={data.dataset_name} and {', '.join(given)} were both given; keep one of them.")
+    if data.dataset_name and data.train_file:
+        of_data_set = ("dataset_name", "dataset_config_name", "dataset_revision", "source_column", "target_column")
+        cure = " ".join(f"--{name} None" for name in of_data_set if getattr(data, name) is not None)
+        raise InputError(
+            f"dataset_name={data.dataset_name} and train_file={data.train_file} were both given; keep one of them: "
+            f"your own files need {cure}. (validation_file and test_file may stand beside a data set.)"
+        )
     if not data.dataset_name and not given:
         raise InputError(
             f"No sentence pairs were named; set dataset_name ({', '.join(BUILT_IN)}, a Hub id or a "
@@ -176,6 +182,8 @@ def _read_files(data: DataArguments, splits: Sequence[str]) -> dict[str, Dataset
         name = getattr(data, f"{split}_file")
         if not name:
             continue
+        if data.dataset_name:
+            logger.warning("%s: %s takes the place of what %s has for it", split, name, data.dataset_name)
         path = _path(name)
         if path.suffix == ".parquet":
             corpus[split] = _select_pair(_first(read_parquet(path, data), data, split), data, str(path))
@@ -222,7 +230,7 @@ def _held(dataset: Dataset | IterableDataset) -> Dataset:
 
 def _select_pair(dataset: Dataset, data: DataArguments, where: str) -> Dataset:
     """The two texts out of a `translation` column with any languages, or out of two text columns."""
-    if data.source_column is None and "translation" in dataset.column_names:
+    if within_translation(dataset.column_names, data):
         dataset = dataset.select_columns("translation").flatten()
         dataset = dataset.rename_columns({name: name.removeprefix("translation.") for name in dataset.column_names})
     names, languages = text_columns(data), (data.source_lang, data.target_lang)

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -54,3 +56,15 @@ def listing(names: Iterable[object], most: int = 12) -> str:
     listed = [str(name) for name in names]
     rest = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + rest if listed else "nothing"
+
+
+def nearby(path: Path) -> str:
+    """The end of an error message about a missing file: what there is instead."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}."
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError as error:
+        return f"{path.parent} can't be read: {error.strerror}."
+    near = [name for name in names if name.startswith(path.stem)] or get_close_matches(path.name, names, n=5)
+    return f"in {path.parent} there is {listing(near or names)}."

@@ -16,7 +16,7 @@ from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.scores import PREFIXES, Split, corpus_scores, scorers, sentences_file, write_sentence_scores
 from hf_mt.scoring import corpus_perplexity, score_pairs
-from hf_mt.search_limits import check_limits
+from hf_mt.search_limits import check_limits, model_setting
 from hf_mt.settings import Setting, convert, did_you_mean, read_options
 from hf_mt.slices import slice_metrics, write_analysis
 from hf_mt.text_files import check_folder, one_line, open_output
@@ -199,10 +199,10 @@ def _translate(
     if hasattr(translator.tokenizer, "src_lang"):
         translator.set_languages(data.source_lang, data.target_lang)
     defaults = translator.model.generation_config
-    search: dict[str, Any] = {"num_beams": args.num_beams if args.num_beams is not None else defaults.num_beams or 1}
+    search: dict[str, Any] = {"num_beams": args.num_beams or model_setting(defaults, "num_beams", 1)}
     if search["num_beams"] > 1:
-        penalties = (args.length_penalty, defaults.length_penalty, 1.0)
-        search["length_penalty"] = next(penalty for penalty in penalties if penalty is not None)
+        given = args.length_penalty
+        search["length_penalty"] = model_setting(defaults, "length_penalty", 1.0) if given is None else given
     budget = args.tokens_per_batch
     stream = translator.translate_stream(sources, tokens_per_batch=budget, show_progress=show_progress, **search)
     best = [hypotheses[0] for hypotheses in stream]

@@ -32,6 +32,7 @@ from hf_mt.arguments import (
 from hf_mt.command_line import without_secrets
 from hf_mt.errors import InputError, shown
 from hf_mt.key_rules import (
+    BOUNDS,
     FINE_TUNING_KEYS,
     FREE_KEYS,
     LAUNCH_OPTIONS,
@@ -52,6 +53,7 @@ from hf_mt.settings import (
     read_yaml,
     yaml_value,
 )
+from hf_mt.trainer_keys import training_arguments
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def valid_keys() -> dict[str, Key]:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             hint = bool | hints[item.name] if item.metadata.get("const") is True else hints[item.name]
             default = default.value if isinstance(default, Enum) else default
-            keys.setdefault(item.name, Key(item.name, group, hint, default, item.metadata))
+            metadata = {**item.metadata, **BOUNDS.get(item.name, {})}
+            keys.setdefault(item.name, Key(item.name, group, hint, default, metadata))
     return keys
 
 
@@ -205,6 +208,8 @@ def _settle_batch_unit(in_file: dict[str, Any], overrides: dict[str, Any]) -> di
 def _settle_tokenizer(given: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """A tokenizer that is named has decided what a recipe says of the one to be trained."""
     if not given.get("tokenizer_name"):
+        if given.get("tokenizer_revision"):
+            raise InputError("tokenizer_revision needs tokenizer_name; a model's own tokenizer has model_revision")
         return
     own = [name for name in TOKENIZER_KEYS if name in overrides]
     if own:
@@ -341,10 +346,7 @@ def _build(given: dict[str, Any]) -> Experiment:
     def of(*groups: str) -> dict[str, Any]:
         return {name: value for name, value in given.items() if valid_keys()[name].group in groups}
 
-    try:
-        training = TranslationTrainingArguments(**of("training", "transformers"))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    training = training_arguments(of("training", "transformers"))
     if training.num_processes not in (None, training.world_size):
         raise InputError(
             f"num_processes is {training.num_processes}, but {training.world_size} started: use `accelerate launch "
@@ -374,11 +376,8 @@ def help_text() -> str:
     for group, keys in groupby(valid_keys().values(), key=lambda key: key.group):
         lines += ["", f"{group}:"]
         if group == "transformers":
-            names = " ".join(key.name for key in keys)
-            lines += [
-                f"  of {TRAINING_ARGUMENTS}",
-                textwrap.fill(names, 119, initial_indent="  ", subsequent_indent="  "),
-            ]
+            names = textwrap.fill(" ".join(key.name for key in keys), 119, initial_indent="  ", subsequent_indent="  ")
+            lines += [f"  of {TRAINING_ARGUMENTS}", names]
         else:
             lines += [_help_entry(key) for key in keys]
     return "\n".join(lines)

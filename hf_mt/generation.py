@@ -22,9 +22,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_mt.errors import InputError
+from hf_mt.errors import InputError, listing
 from hf_mt.model import HfMtForConditionalGeneration
 from hf_mt.search import BeamSearch, SearchOptions
+from hf_mt.search_limits import check_limits, model_setting
 
 
 MAX_LOGITS = 2**25  # largest block of (hypotheses, T, vocabulary) scores held at once, in numbers
@@ -136,14 +137,15 @@ def generate_batch(
             outputs, depend on the batch: its sentences share one random stream.
 
     Raises:
-        InputError: An option is decided here, or asks for another form of output.
+        InputError: An option is decided here, or asks for another form of output; or the model's own settings, which
+            may be anybody's, let no search begin.
     """
     decided = sorted(generation.keys() & DECIDED.keys())
     if decided:
         raise InputError(f"{decided[0]} can't be given here: {DECIDED[decided[0]]}")
-    defaults = model.generation_config
-    num_beams = num_beams or defaults.num_beams or 1
-    penalty = next(value for value in (length_penalty, defaults.length_penalty, 1.0) if value is not None)
+    defaults, eos = model.generation_config, end_tokens(model)
+    num_beams = num_beams or model_setting(defaults, "num_beams", 1)
+    penalty = model_setting(defaults, "length_penalty", 1.0) if length_penalty is None else length_penalty
     limits = _limits(model, attention_mask, limits)
     plain = num_return_sequences <= num_beams and uses_own_search(model, generation)
     if encoder_outputs is None and (plain or return_scores):
@@ -155,7 +157,6 @@ def generate_batch(
         return _best(search, num_return_sequences, return_scores=return_scores)
     generation |= {"num_beams": num_beams, "num_return_sequences": num_return_sequences, "length_penalty": penalty}
     rows = _generate(model, input_ids, attention_mask, encoder_outputs, limits, generation)
-    eos = end_tokens(model)
     sequences = _cut(rows, limits.repeat_interleave(num_return_sequences).tolist(), eos)
     finished = torch.tensor([sequence[-1] in eos for sequence in sequences])
     if not return_scores:
@@ -180,21 +181,48 @@ def _generate(
         options = {key: value for key, value in options.items() if key not in BEAM_OPTIONS}
     if encoder_outputs is not None:
         options["encoder_outputs"] = type(encoder_outputs)(**encoder_outputs)  # generate repeats its rows in place
-    return model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_length=1 + int(limits.max()),
-        max_new_tokens=None,  # a model's own setting would clash with max_length
-        return_dict_in_generate=False,
-        forced_eos_token_id=None,  # BART's and Marian's would end only the longest sentences of a batch
-        stopping_criteria=StoppingCriteriaList([SentenceLimits(limits)]),
-        **options,
-    )
+    check_limits(**generation)
+    model_setting(model.generation_config, "encoder_no_repeat_ngram_size", 0)
+    with _odd_settings_named(model, generation):
+        return model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_length=1 + int(limits.max()),
+            max_new_tokens=None,  # a model's own setting would clash with max_length
+            return_dict_in_generate=False,
+            forced_eos_token_id=None,  # BART's and Marian's would end only the longest sentences of a batch
+            stopping_criteria=StoppingCriteriaList([SentenceLimits(limits)]),
+            **options,
+        )
+
+
+@contextmanager
+def _odd_settings_named(model: PreTrainedModel, generation: Mapping[str, Any]) -> Iterator[None]:
+    """What `generate` makes of settings in the block, a model's own and those asked for, fails with their names.
+
+    Raises:
+        InputError: There are some that are unknown here, and they or the model are at fault.
+    """
+    own = {name for name, value in model.generation_config.to_diff_dict().items() if value is not None}
+    odd = sorted((own | generation.keys()) - KNOWN_SETTINGS)
+    try:
+        yield
+    except Exception as error:  # those settings come from anybody; memory and devices fail with classes of their own
+        if not odd or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise
+        raise InputError(
+            f"the settings {listing(odd)} of generate, the model's own (generation_config.json) and those asked for, "
+            f"let it make no translation: {type(error).__name__}: {error}"
+        ) from error
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
     """The tokens that end a sentence."""
-    return torch.tensor(model.generation_config.eos_token_id).reshape(-1).tolist()
+    eos = model.generation_config.eos_token_id
+    tokens = [] if eos is None else torch.tensor(eos).reshape(-1).tolist()
+    if not tokens:
+        raise InputError("generation_config.json of the model names no eos_token_id, so that no translation would end")
+    return tokens
 
 
 def uses_own_search(model: PreTrainedModel, generation: Mapping[str, Any]) -> bool:

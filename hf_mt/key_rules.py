@@ -84,6 +84,12 @@ REPLACED = {
     "do_eval": _ALWAYS,
     "do_predict": _ALWAYS,
 }
+# What numbers of transformers' may be, which itself does not say: at least, and below.
+BOUNDS = {
+    "data_seed": {"least": 0, "below": 2**32},
+    "dataloader_num_workers": {"least": 0, "below": 1025},
+    "dataloader_prefetch_factor": {"least": 1, "below": 1025},
+}
 # What a tokenizer that is given has decided.
 TOKENIZER_KEYS = ("vocab_size", "tokenizer_type", "split_digits")
 # Schedules of transformers that know no warm-up, and those that read no arguments.

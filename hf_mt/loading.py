@@ -16,12 +16,12 @@ from transformers.utils import CONFIG_NAME as CONFIG_FILE
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from hf_mt.errors import InputError
+from hf_mt.errors import InputError, listing
 from hf_mt.experiment import typed_values
 from hf_mt.pretrained import MOVING_AVERAGE_NAME, load_seq2seq
 from hf_mt.run_folder import CONFIG_NAME
 from hf_mt.settings import Setting, read_yaml
-from hf_mt.tokenization import load_tokenizer
+from hf_mt.tokenization import load_tokenizer, near_codes
 
 
 WEIGHTS = re.compile(r"model.*\.(safetensors|index\.json)")
@@ -120,6 +120,10 @@ def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[
     named = [token for token in (language, f"__{language}__") if token in specials]
     named = named or [token for token in specials if token.split("_")[0] == language]
     if len(named) != 1:
-        known = ", ".join(token.strip("_") for token in specials if "_" in token)
-        raise InputError(f"{type(tokenizer).__name__} has no language {language!r}, or several; it has {known}")
+        known = [token.strip("_") for token in specials if "_" in token]
+        near = listing(near_codes(language, known))
+        name = type(tokenizer).__name__
+        raise InputError(
+            f"{name} has no language {language!r}, or several; of its {len(known)} these are near: {near}"
+        )
     return named[0].strip("_"), vocabulary[named[0]]

@@ -136,14 +136,15 @@ def _eval_results(run: Run) -> list[EvalResult]:
     if run.languages is None:
         return []
     name = _dataset_title(run, "test_file")
+    source = {} if run.settings.get("test_file") else run.settings  # of the test set
     return [
         EvalResult(
             task_type="translation",
             task_name=f"Translation {run.languages[0]}-{run.languages[1]}",
-            dataset_type=hub_name("dataset_name", run.settings.get("dataset_name")) or name,
+            dataset_type=hub_name("dataset_name", source.get("dataset_name")) or name,
             dataset_name=name,
-            dataset_config=run.settings.get("dataset_config_name"),
-            dataset_revision=run.settings.get("dataset_revision"),
+            dataset_config=source.get("dataset_config_name"),
+            dataset_revision=source.get("dataset_revision"),
             dataset_split="test",
             metric_type=metric.removesuffix("_lc_tok"),
             metric_name=METRICS[metric],
@@ -156,10 +157,13 @@ def _eval_results(run: Run) -> list[EvalResult]:
 
 
 def _dataset_title(run: Run, *file_keys: str) -> str:
-    """Name and configuration of the data set, or the name of the first of these files that was given."""
-    parts = [run.settings.get(key) for key in ("dataset_name", "dataset_config_name", *file_keys)]
-    named = [str(part) for part in parts if part]
-    return " ".join(named[: 2 if parts[0] and parts[1] else 1]) or "unnamed corpus"
+    """Name and configuration of the data set, unless the first of these files takes the place of its split; without a
+    data set, the name of the first of them that was given."""
+    dataset = [run.settings.get(key) for key in ("dataset_name", "dataset_config_name")]
+    files = [run.settings.get(key) for key in file_keys]
+    if dataset[0] and (file_keys[0] == "train_file" or not files[0]):
+        return " ".join(str(part) for part in dataset if part)
+    return str(next(filter(None, files), "unnamed corpus"))
 
 
 def _dataset_size(run: Run) -> int | None:

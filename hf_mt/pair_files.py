@@ -8,10 +8,9 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from itertools import chain, zip_longest
@@ -23,11 +22,15 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Translation
 
 from hf_mt.arguments import DataArguments
-from hf_mt.errors import NO_TEXT, InputError, listing
+from hf_mt.errors import NO_TEXT, InputError, listing, nearby
 from hf_mt.text_files import read_stream
 
 
 PARQUET_ROWS = 1000  # that are Python objects at a time
+OTHERS = {
+    ".json": "rename it to .jsonl, with one object a line",
+    ".csv": "convert it to .tsv, with a tab between columns",
+}
 
 
 def file_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
@@ -39,14 +42,8 @@ def file_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
 
 def _text_pairs(prefix: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
     if os.path.isfile(prefix):  # which is False for names that no file can have
-        raise InputError(
-            f"{prefix} is neither .tsv, .jsonl nor .parquet; for text pairs give their prefix, such as "
-            f"{prefix.with_suffix('')} for {prefix.with_suffix(f'.{data.source_lang}')} and "
-            f"{prefix.with_suffix(f'.{data.target_lang}')}."
-        )
-    if data.source_column is not None:
-        raise InputError(f"source_column and target_column name columns, but {prefix} is text; remove them.")
-    paths = [Path(f"{prefix}.{language}") for language in (data.source_lang, data.target_lang)]
+        raise InputError(f"{prefix} is neither .tsv, .jsonl nor .parquet; {_cure(prefix, data)}.")
+    paths = [Path(f"{prefix}.{ending}") for ending in text_columns(data)]
     for source, target in zip_longest(*map(iter_lines, paths)):
         if source is None or target is None:
             counts = [sum(1 for _ in iter_lines(path)) for path in paths]
@@ -55,6 +52,12 @@ def _text_pairs(prefix: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
                 "line n of the other, so the numbers must be equal."
             )
         yield source, target
+
+
+def _cure(file: Path, data: DataArguments) -> str:
+    stem, endings = file.with_suffix(""), text_columns(data)
+    prefix = f"for text pairs give their prefix, such as {stem} for {stem}.{endings[0]} and {stem}.{endings[1]}"
+    return OTHERS.get(file.suffix, prefix)
 
 
 def _tsv_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
@@ -85,8 +88,8 @@ def _jsonl_pairs(path: Path, data: DataArguments) -> Iterator[tuple[str, str]]:
         except (ValueError, RecursionError) as error:
             told = "nested too deeply" if isinstance(error, RecursionError) else error
             raise InputError(f"{where}: not JSON ({told}); one object a line.") from error
-        if isinstance(row, dict) and data.source_column is None:
-            row = row.get("translation", row)
+        if isinstance(row, dict) and within_translation(row, data):
+            row = row["translation"]
         if not isinstance(row, dict):
             raise InputError(f"{where}: found a {type(row).__name__}, where an object with two texts is needed.")
         source, target = (text_cell(row, name, where) for name in text_columns(data))
@@ -114,7 +117,7 @@ def _parquet_rows(path: Path, data: DataArguments) -> Iterator[dict[str, Any]]:
 def _wanted(parquet: pq.ParquetFile, data: DataArguments, path: Path) -> list[str]:
     """The columns of texts; others may have types of any kind."""
     names = parquet.schema_arrow.names
-    if data.source_column is None and "translation" in names:
+    if within_translation(names, data):
         return ["translation"]
     check_columns(names, data, str(path))
     return list(text_columns(data))
@@ -123,7 +126,7 @@ def _wanted(parquet: pq.ParquetFile, data: DataArguments, path: Path) -> list[st
 def pairs_of_rows(rows: Iterable[Mapping[str, Any]], data: DataArguments, where: str) -> Iterator[tuple[str, str]]:
     """The two texts of each row, out of a `translation` object or out of two text columns."""
     for number, row in enumerate(rows):
-        if data.source_column is None and "translation" in row:
+        if within_translation(row, data):
             row = row["translation"] or {}
         if not isinstance(row, Mapping):
             raise InputError(f"{where}, row {number}: translation is a {type(row).__name__}, wanted the two texts.")
@@ -153,7 +156,16 @@ def _whole_parquet(path: Path) -> Iterator[None]:
 
 
 def text_columns(data: DataArguments) -> tuple[str, str]:
+    """Names of the two texts: columns, keys of `translation`, or endings of text pairs."""
     return data.source_column or data.source_lang, data.target_column or data.target_lang
+
+
+def within_translation(columns: Collection[str], data: DataArguments) -> bool:
+    """Whether the two texts are in the column `translation` of these, not columns themselves."""
+    if "translation" not in columns:
+        return False
+    names = set(text_columns(data))
+    return data.source_column is None or not (names <= set(columns) or "translation" in names)
 
 
 def check_columns(found: Iterable[str], data: DataArguments, where: str) -> None:
@@ -199,20 +211,11 @@ def _open(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; {_nearby(path)}") from error
+        raise InputError(f"{path} does not exist; {nearby(path)}") from error
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}.") from error
     except ValueError as error:  # NUL in a name
         raise InputError(f"{str(path)!r} can't be read: {error}.") from error
-
-
-def _nearby(path: Path) -> str:
-    """What there is instead of a missing file."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}."
-    names = sorted(entry.name for entry in path.parent.iterdir())
-    near = [name for name in names if name.startswith(path.stem)] or difflib.get_close_matches(path.name, names, n=5)
-    return f"in {path.parent} there is {listing(near or names)}."
 
 
 def translation_features(languages: Sequence[str]) -> Features:

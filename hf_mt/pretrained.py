@@ -10,6 +10,8 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from hf_mt.errors import InputError, listing
+from hf_mt.errors import InputError, listing, shown, visible
 
 
 logger = logging.getLogger(__name__)
 
+REPORT = "transformers.modeling_utils"  # the logger that tells which weights were found
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PICKLE = re.compile(r"\.(bin|pt|pth|pkl|ckpt)$")
 OF_TRAINING = re.compile("optimizer|scheduler|rng_state|scaler|training_args")  # no weights
 MOVING_AVERAGE_NAME = "moving_average.safetensors"  # beside the plain weights of a checkpoint
@@ -42,21 +46,23 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
         **options: Of `from_pretrained`, such as `revision`, `token` and `dtype`.
 
     Raises:
-        InputError: There is no such model, its weights are a pickle, broken, incomplete or of other shapes, or its
-            configuration can't be read.
+        InputError: There is no such model, its weights are a pickle, broken, incomplete or of other shapes, its
+            configuration can't be read, or a translation would begin or end with a token that it doesn't have.
     """
     is_here = os.path.exists(name)  # False for names that no file can have
     if is_here:
         _check_folder(Path(name))
     try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            name,
-            local_files_only=is_here,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+        with _harmless_report():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                name,
+                local_files_only=is_here,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+        _check_tokens(model)
     except Exception as error:  # a damaged file makes transformers and safetensors raise whatever comes
         where = "can't be loaded" if is_here else "is no folder here, and can't be loaded from the Hub"
         raise InputError(f"model {name!r} {where}: {_reason(error)}{_hint(name, error)}") from error
@@ -65,7 +71,8 @@ def load_seq2seq(name: str, *, trust_remote_code: bool = False, **options: Any) 
             f"model {name!r} lacks weights: {listing(sorted(info['missing_keys']), 5)}; the folder is not whole"
         )
     if info["unexpected_keys"]:
-        logger.warning("model %r has weights that are not used: %s", name, listing(sorted(info["unexpected_keys"]), 5))
+        unused = visible(listing(sorted(info["unexpected_keys"]), 5))
+        logger.warning("model %r has weights that are not used: %s", name, unused)
     average = Path(name) / MOVING_AVERAGE_NAME
     if is_here and average.is_file():
         _take_average(model, average)
@@ -83,6 +90,23 @@ def _take_average(model: PreTrainedModel, path: Path) -> None:
         raise InputError(f"{path} has weights that the model lacks: {listing(sorted(unexpected), 5)}; {cure}")
 
 
+@contextmanager
+def _harmless_report() -> Iterator[None]:
+    """In the block, what transformers tells of weights has no colours, and their names, a stranger's text, are shown
+    as messages show text."""
+
+    def plain(record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(COLOUR.sub("", record.getMessage()), keep="\n\t"), ()
+        return True
+
+    report = logging.getLogger(REPORT)
+    report.addFilter(plain)
+    try:
+        yield
+    finally:
+        report.removeFilter(plain)
+
+
 def placed(model: PreTrainedModel, device: str | torch.device | None, dtype: torch.dtype | None) -> PreTrainedModel:
     """The model on a device and in a type of numbers; None leaves it as it is.
 
@@ -97,6 +121,23 @@ def placed(model: PreTrainedModel, device: str | torch.device | None, dtype: tor
         raise InputError(
             f"device {str(device)[:50]!r} can't be used: {told}; this machine's accelerator: {here}"
         ) from error
+
+
+def _check_tokens(model: PreTrainedModel) -> None:
+    """A translation begins and ends with tokens that the model has; `generation_config.json` is a file like any."""
+    settings, head = model.generation_config, getattr(model.get_output_embeddings(), "weight", None)
+    settings.to_diff_dict()  # fails where the file has given one of its methods another meaning
+    vocabulary = range(2**31 if head is None else head.shape[0])
+    anything = range(-1, 2**31)  # they fill what is thrown away, or are not used
+    allowed = dict.fromkeys(("eos_token_id", "decoder_start_token_id", "forced_bos_token_id"), vocabulary)
+    for name, numbers in {**allowed, "pad_token_id": anything, "bos_token_id": anything}.items():
+        found = getattr(settings, name)
+        tokens = found if name == "eos_token_id" and isinstance(found, list) else [found]
+        if found is not None and not all(type(token) is int and token in numbers for token in tokens):
+            raise InputError(
+                f"{name} of generation_config.json is {shown(found)}; it must be a whole number from "
+                f"{numbers.start} to {numbers.stop - 1:,}"
+            )
 
 
 def _check_folder(folder: Path) -> None:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import yaml
-
 from hf_mt.errors import InputError
 from hf_mt.key_rules import SECRET_KEYS
 from hf_mt.model import HfMtConfig
+from hf_mt.settings import read_yaml, untyped
 from hf_mt.verdict import best_point
 
 
@@ -91,7 +90,7 @@ def _read_run(run_folder: Path, name: str) -> Run:
     if not run_folder.is_dir():
         raise InputError(f"{run_folder} is no folder; name the folder of a run, which holds config.json")
     state = read_mapping(_artefact(run_folder, "trainer_state.json"))
-    settings = read_mapping(_artefact(run_folder, "config_resolved.yaml"), yaml.safe_load)
+    settings = _settings(_artefact(run_folder, "config_resolved.yaml"))
     samples = _parsed(_artefact(run_folder, "samples.jsonl"), _lines) or []
     history = state.get("log_history", [])
     kept = kept_step(state, settings)
@@ -162,7 +161,7 @@ def files_as_written(folders: Iterable[Path]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         names = ", ".join(map(str, folders))
         raise InputError(
             f"a file in {names} has not the form in which training wrote it ({type(error).__name__}: {error}); "
@@ -176,12 +175,21 @@ def _artefact(folder: Path, name: str, *, of_run: bool = False) -> Path:
     return folder.parent / name if is_checkpoint(folder) and (of_run or not inside.exists()) else inside
 
 
-def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """What a file holds, a mapping; an empty one if there is no file. Raises InputError if it holds something else."""
-    found = _parsed(path, parse) or {}
+    found = _parsed(path, json.loads) or {}
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, but must hold keys and values; restore or delete it")
     return found
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a file of settings holds; nothing if there is none. It is read as training reads it: without aliases, a few
+    of which may stand for more than any memory holds."""
+    try:
+        return {key: untyped(setting.raw) for key, setting in read_yaml(path).items()} if path.exists() else {}
+    except InputError as error:
+        raise InputError(f"{path} cannot be read: {error}; restore or delete it") from error
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
@@ -192,7 +200,7 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     """What is in the file; None if there is none."""
     try:
         return parse(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; restore or delete it") from error
 
 

@@ -24,6 +24,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "length_penalty": (-5.0, 5.0),
     "tokens_per_batch": (1, 2**31),
     "block_size": (1, 2**31),
+    "encoder_no_repeat_ngram_size": (0, MOST_BEAMS),  # `generate` copies the source so many times
 }
 
 
@@ -43,3 +44,17 @@ def check_limits(**settings: Any) -> None:
             raise InputError(f"{name} is {str(value)[:50]}; it must be {number} from {least:,} to {most:,}")
     if settings.get("max_length_a") == settings.get("max_length_b") == 0:
         raise InputError("max_length_a and max_length_b are both 0, but a translation needs a token at least")
+
+
+def model_setting(settings: Any, name: str, default: Any) -> Any:
+    """What a model's own generation configuration says of the search; `default` if it says nothing.
+
+    Raises:
+        InputError: It is of another type, or outside `LIMITS`: the file may be anybody's.
+    """
+    value = getattr(settings, name, None)
+    try:
+        check_limits(**{name: value})
+    except InputError as error:
+        raise InputError(f"generation_config.json of the model: {error}; correct the file, or give {name}") from error
+    return default if value is None else value

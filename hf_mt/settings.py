@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import yaml
 
-from hf_mt.errors import InputError, checked_text, shown
+from hf_mt.errors import InputError, checked_text, nearby, shown
 
 
 COMMAND_LINE = "command line"
@@ -105,6 +105,8 @@ def _line(event: yaml.Event) -> int:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {nearby(path)}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

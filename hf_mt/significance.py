@@ -79,19 +79,19 @@ def compare_systems(
         method: Which test.
         metrics, lowercase, tokenize: As in `corpus_scores`.
         samples: Resampled test sets, or trials; sacrebleu's 1,000 and 10,000 if 0.
-        seed: Of the resampling.
+        seed: Of the resampling, from 1: sacrebleu takes 0 for no seed.
 
     Returns:
         For each metric, each system in order.
 
     Raises:
-        InputError: Fewer than two systems, an unknown method, or as `corpus_scores`.
+        InputError: Fewer than two systems, an unknown method, samples or a seed that can't be, or as `corpus_scores`.
     """
     if len(systems) < 2:
         raise InputError(f"{len(systems)} systems were given; a comparison needs two or more")
-    if not 0 <= samples <= MOST_SAMPLES or not 0 <= seed < 2**32:
+    if not 0 <= samples <= MOST_SAMPLES or not 1 <= seed < 2**32:
         raise InputError(
-            f"samples is {samples} and seed {seed}; they must be 0 to {MOST_SAMPLES:,}, and 0 to 2 ** 32 - 1"
+            f"samples is {samples} and seed {seed}; they must be 0 to {MOST_SAMPLES:,}, and 1 to 2 ** 32 - 1"
         )
     if method not in METHODS:
         raise InputError(f"method is {method!r}, but must be {' or '.join(METHODS)}")

@@ -14,7 +14,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from itertools import chain, cycle
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_mt.arguments import DataArguments, ModelArguments
-from hf_mt.errors import InputError
+from hf_mt.errors import InputError, listing
 
 
 logger = logging.getLogger(__name__)
@@ -212,11 +213,19 @@ def _language_code(tokenizer: PreTrainedTokenizerBase, language: str) -> str:
     codes = list(getattr(tokenizer, "lang_code_to_id", None) or tokenizer.extra_special_tokens)
     matches = [language] if language in codes else [code for code in codes if code.split("_")[0] == language]
     if len(matches) != 1:
+        near = near_codes(language, codes)
         raise InputError(
-            f"The tokenizer needs a language code for {language!r} and has {', '.join(codes)}. Give one of them as "
-            "source_lang or target_lang."
+            f"The tokenizer has no language {language!r}, or several; of its {len(codes)} codes these are near: "
+            f"{listing(near)}. Give one as source_lang or target_lang; the files of text pairs end in the same code, "
+            f"such as train.{near[0] if near else 'de'}."
         )
     return matches[0]
+
+
+def near_codes(language: str, codes: Sequence[str]) -> list[str]:
+    """Ten codes of languages at most that may be meant: those that begin alike, else those that look alike."""
+    alike = [code for code in codes if code.strip("_")[:2].lower() == language[:2].lower()]
+    return (alike or get_close_matches(language, codes, n=10, cutoff=0.3) or list(codes))[:10]
 
 
 def get_tokenizer(
@@ -233,7 +242,7 @@ def get_tokenizer(
         return load_tokenizer(
             name,
             # model_revision is that of model_name_or_path, which a tokenizer from elsewhere doesn't share
-            revision=None if model.tokenizer_name else model.model_revision,
+            revision=model.tokenizer_revision if model.tokenizer_name else model.model_revision,
             trust_remote_code=model.trust_remote_code,
             token=model.token,
             source_lang=data.source_lang,

@@ -28,7 +28,7 @@ from hf_mt.hardware import map_in_threads
 from hf_mt.hypotheses import Hypothesis, Tally, join_parts
 from hf_mt.loading import choose_languages, dtype_of, load_model, prefix_of_run
 from hf_mt.pretrained import placed
-from hf_mt.search_limits import check_limits
+from hf_mt.search_limits import check_limits, model_setting
 from hf_mt.sentences import pack
 
 
@@ -245,7 +245,7 @@ class Translator:
         if max_new_tokens is not None:
             max_length_a, max_length_b = 0.0, max_new_tokens
         sampled = generation.get("do_sample")  # from the distribution itself, unless beams are asked for, too
-        beams = num_beams or (1 if sampled else self.model.generation_config.num_beams) or 1
+        beams = num_beams or (1 if sampled else model_setting(self.model.generation_config, "num_beams", 1))
         if not sampled or beams > 1:
             beams = max(beams, num_return_sequences)
         lines, rows = self._encode(sentences, first_line, self._limit(max_source_tokens), long_lines == "split")

@@ -90,14 +90,22 @@ class TextColumn:
         column: Which one; `translation.en` is that in a column of dictionaries.
         split: Which one; needed where there are several.
         config_name: Which configuration of a data set on the Hub; likewise.
+        revision: Its branch, tag or commit there.
 
     Raises:
-        InputError: There is no such data set, split or column.
+        InputError: There is no such data set, split or column, or one that is here is to have a revision.
     """
 
-    def __init__(self, name: str, column: str, split: str | None = None, config_name: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        column: str,
+        split: str | None = None,
+        config_name: str | None = None,
+        revision: str | None = None,
+    ):
         self.name, self.column = f"{name}, {column}", column
-        self.dataset = _load(name, split, config_name).flatten()
+        self.dataset = _load(name, split, config_name, revision).flatten()
         if column not in self.dataset.column_names:
             found = ", ".join(self.dataset.column_names)
             raise InputError(f"{name} has no column {column!r}; it has {found}. Choose one with --column")
@@ -119,13 +127,15 @@ class TextColumn:
             yield text_cell(row, self.column, f"{self.name}, row {number}")
 
 
-def _load(name: str, split: str | None, config_name: str | None) -> Dataset:
+def _load(name: str, split: str | None, config_name: str | None, revision: str | None) -> Dataset:
     path = Path(name)
+    if revision is not None and os.path.exists(name):
+        raise InputError(f"{name} is here, and has no revision as a data set on the Hub has: leave it out")
     try:
         if path.is_file():
             loaded = load_dataset(_builder(path), data_files=name, **CSV if path.suffix == ".csv" else {})
         else:
-            loaded = load_dataset(name, config_name)
+            loaded = load_dataset(name, config_name, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"data set {name!r} can't be loaded, from here or from the Hub: {error}") from error
     return _choose_split(loaded, name, split)
@@ -156,6 +166,7 @@ def open_input(
     column: str | None = None,
     split: str | None = None,
     dataset_config_name: str | None = None,
+    dataset_revision: str | None = None,
 ) -> Input:
     """The input that a command line names: sentences, `input` (a text, or "-"), or `dataset` with `column`.
 
@@ -166,12 +177,13 @@ def open_input(
     several = [name for name, value in given.items() if value]
     if len(several) > 1:
         raise InputError(f"{' and '.join(several)} are both given: keep one of them")
-    if bool(dataset) != bool(column) or (not dataset and (split or dataset_config_name)):
+    if bool(dataset) != bool(column) or (not dataset and (split or dataset_config_name or dataset_revision)):
         raise InputError(
-            "--dataset and --column go together, and --split and --dataset_config_name are theirs: give both, or none"
+            "--dataset and --column go together, and --split, --dataset_config_name and --dataset_revision are "
+            "theirs: give both, or none"
         )
     if dataset and column:
-        return TextColumn(dataset, column, split, dataset_config_name)
+        return TextColumn(dataset, column, split, dataset_config_name, dataset_revision)
     if sentences:
         return Sentences(sentences, "the command line")
     if input in (None, "-"):

@@ -10,7 +10,7 @@ from hf_mt.translation_input import Input, open_input
 
 
 MODEL_OPTIONS = ("device", "dtype", "revision", "trust_remote_code", "source_prefix", "source_lang", "target_lang")
-SOURCE_OPTIONS = ("input", "dataset", "column", "split", "dataset_config_name")
+SOURCE_OPTIONS = ("input", "dataset", "column", "split", "dataset_config_name", "dataset_revision")
 
 
 def add_translator_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--column", type=word, help="its column of texts; translation.en in one of dictionaries")
     group.add_argument("--split", type=word, help="its split, if it has several")
     group.add_argument("--dataset_config_name", type=word, help="its configuration, on the Hub")
+    group.add_argument("--dataset_revision", type=word, help="its branch, tag or commit there")
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:

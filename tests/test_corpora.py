@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hf_mt import cldr
 from hf_mt.arguments import DataArguments
 from hf_mt.cldr import KINDS, Kind, cldr_corpus, find_locale, open_phrase_book, usable_manners
-from hf_mt.corpora import TOY_TASKS, load_corpus, toy_corpus
+from hf_mt.corpora import TOY_TASKS, load_corpus, stream_pairs, toy_corpus
 from hf_mt.errors import InputError
 from hf_mt.pair_files import read_lines
 
@@ -177,6 +177,38 @@ def test_two_text_columns(tmp_path: Path) -> None:
             train_pairs(**named, source_column="absent")
 
 
+NAMED = DataArguments(source_lang="eng_Latn", target_lang="deu_Latn", source_column="en", target_column="de")
+
+
+@pytest.mark.parametrize("write", [write for write in WRITERS if write is not write_tsv])
+def test_what_is_not_named_by_its_language_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    """A column, a key of `translation`, or the ending of a file."""
+    data = replace(NAMED, train_file=str(write(tmp_path, PAIRS)))
+    assert pairs_of(load_corpus(data)["train"], "eng_Latn", "deu_Latn") == PAIRS == list(stream_pairs(data))
+    with pytest.raises(InputError, match="eng_Latn"):  # control
+        load_corpus(replace(data, source_column=None, target_column=None))
+
+
+def test_keys_of_a_data_set_are_named_too(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_parquet(folder, PAIRS)
+    data = replace(NAMED, dataset_name=str(folder))
+    assert pairs_of(load_corpus(data)["train"], "eng_Latn", "deu_Latn") == PAIRS
+    assert list(stream_pairs(replace(data, streaming=True))) == PAIRS
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_columns_go_before_keys_of_translation(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    write = {"jsonl": Dataset.to_json, "parquet": Dataset.to_parquet}[suffix]
+    write(Dataset.from_dict({"translation": [{"en": "in", "de": "innen"}], "en": ["out"], "de": ["außen"]}), path)
+    assert train_pairs(train_file=str(path), source_column="en", target_column="de") == [("out", "außen")]
+    assert train_pairs(train_file=str(path)) == [("in", "innen")]
+    write(Dataset.from_dict({"text": ["dog"], "translation": ["Hund"]}), path)
+    assert train_pairs(train_file=str(path), source_column="text", target_column="translation") == [("dog", "Hund")]
+
+
 def broken(tmp_path: Path, name: str, content: bytes) -> dict[str, str]:
     (tmp_path / "x.de").write_bytes(b"eins\nzwei\n")
     (tmp_path / "x.en").write_bytes(b"one\ntwo\n")
@@ -236,11 +268,15 @@ def test_a_good_file_is_not_refused(tmp_path: Path, name: str, content: bytes) -
         ("train.csv", r"train\.csv\.en does not exist"),
         ("folder", r"folder\.en can't be read: Is a directory"),
         ("missing.parquet", r"missing\.parquet does not exist"),
+        ("x.json", r"x\.json is neither .*; rename it to \.jsonl, with one object a line"),
+        ("x.csv", r"x\.csv is neither .*; convert it to \.tsv"),
         ("pipe", r"pipe\.en is a pipe or a device"),
     ],
 )
 def test_a_missing_file_is_refused_with_what_there_is(tmp_path: Path, name: str, message: str) -> None:
     write_text_pairs(tmp_path, PAIRS)
+    for other in ("x.json", "x.csv"):
+        (tmp_path / other).write_text("x")
     (tmp_path / "folder.en").mkdir()
     os.mkfifo(tmp_path / "pipe.en")  # opening it would wait for who writes
     assert train_pairs(train_file=str(tmp_path / "train")) == PAIRS  # control
@@ -271,10 +307,13 @@ def test_a_bad_table_is_refused(tmp_path: Path, columns: dict[str, list[object]]
     ("arguments", "message"),
     [
         ({}, r"No sentence pairs were named; set dataset_name \(cldr, toy_copy.*train_file"),
-        ({"dataset_name": "cldr", "test_file": "x"}, r"dataset_name=cldr and test_file=x were both given"),
+        (
+            {"dataset_name": "cldr", "train_file": "x", "source_column": "a", "target_column": "b"},
+            r"cldr and train_file=x were both.*need --dataset_name None --source_column None --target_column None\.",
+        ),
         ({"dataset_name": "cldr", "target_lang": "en"}, r"both 'en'"),
         ({"train_file": "x.tsv", "source_column": "a"}, r"go together"),
-        ({"train_file": "x", "source_column": "a", "target_column": "b"}, r"name columns, but x is text"),
+        ({"train_file": "x", "source_column": "a", "target_column": "b"}, r"x\.a does not exist"),
         ({"dataset_name": "cldr", "dataset_config_name": "a"}, r"cldr is built in and has no dataset_config_name"),
         ({"dataset_name": "no/such/folder"}, r"no/such/folder can't be loaded.*(?s:.*)dataset_name=cldr"),
         ({"dataset_name": "nobody/nothing"}, r"nobody/nothing can't be loaded.*(?s:.*)local files"),
@@ -319,6 +358,29 @@ def test_a_folder_is_loaded_as_a_data_set_of_the_hub(write: Callable[..., Path],
     assert corpus["train"].column_names == ["translation"]
     with pytest.raises(InputError, match=r"set, train: no 'ru'; there is"):  # control: a language that it lacks
         load_corpus(replace(data, target_lang="ru"))
+
+
+def test_own_files_take_the_place_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = str(write_text_pairs(tmp_path, PAIRS))
+    sizes = {f"cldr_{split}_size": size for split, size in (("train", 9), ("validation", 5), ("test", 5))}
+    data = replace(EN_DE, dataset_name="cldr", **sizes)
+    plain, mixed = load_corpus(data), load_corpus(replace(data, validation_file=own))
+    assert list(mixed) == ["train", "validation", "test"]
+    assert pairs_of(mixed["validation"]) == PAIRS != pairs_of(plain["validation"])
+    assert all(mixed[split][:] == plain[split][:] for split in ("train", "test"))
+    assert f"validation: {own} takes the place of what cldr has for it" in caplog.text
+
+
+def test_own_files_add_splits_that_a_data_set_lacks(tmp_path: Path) -> None:
+    folder, own = tmp_path / "set", str(write_text_pairs(tmp_path, PAIRS))
+    folder.mkdir()
+    write_jsonl(folder, PAIRS[:2])
+    corpus = load_corpus(replace(EN_DE, dataset_name=str(folder), test_file=own))
+    assert {split: pairs_of(corpus[split]) for split in corpus} == {"train": PAIRS[:2], "test": PAIRS}
+    nowhere = replace(EN_DE, dataset_name="nobody/nothing", test_file=own)
+    assert list(load_corpus(nowhere, splits=["test"])) == ["test"], "it isn't needed"
+    with pytest.raises(InputError, match="nobody/nothing can't be loaded"):
+        load_corpus(nowhere, splits=["validation", "test"])
 
 
 # Built-in corpora

@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -252,6 +253,16 @@ def test_script_evaluates_a_run_with_its_own_data(
     assert (results["sentences"], results["num_beams"], results["model"]) == (4, 2, str(run_folder))
     assert expected["bleu_signature"] in shown.replace("\n", "") and f"{expected['chrf']:.2f}" in shown
     assert len((folder / "test_scores.tsv").read_text("utf-8").splitlines()) == 5
+
+
+def test_what_a_model_says_of_its_search_is_checked(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(run_folder, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_beams": 10**9}))
+    with pytest.raises(InputError, match="generation_config.json of the model: num_beams is 1000000000"):
+        evaluate_model(*parse_evaluation([str(folder), "--device=cpu"]))
+    assert evaluate_model(*parse_evaluation([str(folder), "--device=cpu", "--num_beams=2"]))["num_beams"] == 2
 
 
 def test_other_data_replaces_that_of_the_run(run_folder: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+import torch
 from transformers import PreTrainedConfig
 
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
@@ -194,6 +195,7 @@ def test_a_tokenizer_that_is_named_decides_what_a_recipe_says_of_the_trained_one
         ([*LANGUAGES, "--average_checkpoints=3", "--save_total_limit=3"], "keeps only 3.* raise it to 4"),
         ([*LANGUAGES, "--muon", "--optim_args=betas=0.9"], "muon and optim_args betas=0.9 are both given"),
         ([*LANGUAGES, "--tokenizer_name=x", "--vocab_size=500"], "vocab_size: fixed by the tokenizer x"),
+        ([*LANGUAGES, "--tokenizer_revision=x"], "tokenizer_revision needs tokenizer_name"),
         (
             [*LANGUAGES, "--lr_scheduler_type=constant_with_warmup", '--lr_scheduler_kwargs={"num_cycles": 2}'],
             "has no effect on lr_scheduler_type constant_with_warmup",
@@ -342,6 +344,26 @@ def test_run_script_turns_errors_into_messages(capsys):
         with pytest.raises((RuntimeError, FileNotFoundError)):
             run_script(bug)
     assert run_script(lambda: None) is None
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+def run_out_of_memory():
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nStatistics: {}")
+
+
+def test_a_device_without_memory_left_ends_with_the_cure(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_script(run_out_of_memory)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and told.startswith("error: CUDA out of memory. Tried to allocate 20.00 MiB.\n")
+    assert (
+        "lower tokens_per_batch" in told and "raise gradient_accumulation_steps" in told and "Statistics" not in told
+    )
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+    assert torch.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
 
 
 def test_other_ranks_leave_the_first_one_time_to_speak_and_say_who_they_are(capsys, monkeypatch):

@@ -233,6 +233,15 @@ def test_data_is_named_by_its_files_where_there_is_no_data_set(run: Path) -> Non
     )
 
 
+def test_a_test_file_beside_a_data_set_is_what_was_tested(run: Path) -> None:
+    path = run / "config_resolved.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "test_file": "data/test_2016"}))
+    card = card_of(run)
+    assert "user/corpus" in card and "- Data: test set of test_2016\n" in card
+    (bleu, _) = ModelCard.load(run / "README.md").data.eval_results
+    assert (bleu.dataset_name, bleu.dataset_type) == ("test_2016", "test_2016")
+
+
 def test_paths_and_secrets_stay_at_home(run: Path) -> None:
     raw = (run / "config_resolved.yaml").read_text()
     leaks = ("somebody", "hf_aaaa", "private")

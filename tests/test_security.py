@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from random_models import logged
 from safetensors.torch import load_file, save_file
 from test_scripts import ROOT, TINY, TUNING, run
 from wandb_record import record_content
@@ -37,7 +38,7 @@ from hf_mt.significance import Comparison
 from hf_mt.tables import print_comparisons, print_samples
 from hf_mt.tokenization import get_tokenizer, load_tokenizer, train_tokenizer
 from hf_mt.translation import Translator
-from hf_mt.translator_options import add_translator_options, translator_from
+from hf_mt.translator_options import add_input_options, add_translator_options, source_from, translator_from
 
 
 PICKLED_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -171,6 +172,19 @@ def test_weights_that_are_not_the_models_are_refused(change: str, trained: Path,
         load_seq2seq(str(folder))
 
 
+def test_no_terminal_obeys_the_name_of_a_weight(trained: Path, tmp_path: Path) -> None:
+    """Neither where we tell of it nor where transformers does."""
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "checkpoint-3", folder)
+    weights = load_file(folder / "model.safetensors") | {"\x1b[2Jx\x07": torch.zeros(1)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with logged() as messages:
+        load_seq2seq(str(folder))
+    text = "\n".join(messages)
+    assert "weights that are not used: \N{SYMBOL FOR ESCAPE}[2Jx\N{SYMBOL FOR BELL}" in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+
+
 CODE = """
 from pathlib import Path
 Path({trace!r}).write_text("executed")
@@ -232,6 +246,21 @@ def test_yaml_makes_no_objects(trace: Path, tmp_path: Path) -> None:
     assert not trace.exists()
     yaml.unsafe_load(evil)
     assert trace.exists(), "the control"
+
+
+DOUBLED = [f"k{number}: &k{number} [*k{number - 1}, *k{number - 1}]\n" for number in range(1, 25)]
+
+
+@pytest.mark.parametrize("text", ["x: &x [*x]\n", "k0: &k0 [x, x]\n" + "".join(DOUBLED)], ids=["circle", "bomb"])
+def test_aliases_in_the_settings_of_a_run_are_refused(text: str, tmp_path: Path) -> None:
+    """A page or card of the first would never end, and of the second have millions of words."""
+    (tmp_path / "config_resolved.yaml").write_text(text)
+    message = "config_resolved.yaml:[12]: aliases"
+    with pytest.raises(InputError, match=message):
+        write_model_card(tmp_path)
+    with pytest.raises(InputError, match=message):
+        write_report([tmp_path])
+    assert isinstance(yaml.safe_load(text), dict), "the control"
 
 
 # Secrets
@@ -358,6 +387,7 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("hf_mt.pretrained.AutoModelForSeq2SeqLM.from_pretrained", note("model"))
     monkeypatch.setattr("hf_mt.tokenization.AutoTokenizer.from_pretrained", note("tokenizer"))
     monkeypatch.setattr("hf_mt.corpora.load_dataset", note("data"))
+    monkeypatch.setattr("hf_mt.translation_input.load_dataset", note("text"))
 
     def revisions(call: Any) -> list[tuple[str, str | None]]:
         asked.clear()
@@ -367,11 +397,14 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
 
     words = ["--source_lang=a", "--target_lang=b", "--model_name_or_path=u/m", "--model_revision=abc"]
     experiment = parse_experiment([*words, "--dataset_name=u/d", "--dataset_revision=def"])
-    own = parse_experiment([*words, "--tokenizer_name=u/t"])
+    own, pinned = (
+        parse_experiment([*words, "--tokenizer_name=u/t", *more]) for more in ([], ["--tokenizer_revision=ghi"])
+    )
     empty: Any = {}
     assert revisions(lambda: load_corpus(experiment.data)) == [("data", "def")]
     assert revisions(lambda: get_tokenizer(empty, experiment.data, experiment.model, 9)) == [("tokenizer", "abc")]
     assert revisions(lambda: get_tokenizer(empty, own.data, own.model, 9)) == [("tokenizer", None)], "of elsewhere"
+    assert revisions(lambda: get_tokenizer(empty, pinned.data, pinned.model, 9)) == [("tokenizer", "ghi")]
     tokenizer = train_tokenizer(["a"], vocab_size=9)
     assert revisions(lambda: _pretrained_model(experiment, tokenizer, None)) == [("model", "abc")]
     assert revisions(lambda: Translator("u/m", revision="abc")) == [("model", "abc")]
@@ -382,5 +415,9 @@ def test_a_revision_is_passed_on_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
     add_translator_options(parser)
     args = vars(parser.parse_args(["u/m", "--revision", "abc"]))
     assert revisions(lambda: translator_from(args)) == [("tokenizer", "abc")]
+    add_input_options(parser)
+    parser.set_defaults(sentences=[])
+    column = vars(parser.parse_args(["u/m", "--dataset=u/d", "--column=text", "--dataset_revision=jkl"]))
+    assert revisions(lambda: source_from(column)) == [("text", "jkl")]
     given, data = parse_evaluation(["u/m", *words[:2], "--revision=abc", "--dataset_name=toy_copy"])
     assert revisions(lambda: evaluate_model(given, data)) == [("tokenizer", "abc")]

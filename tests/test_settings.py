@@ -166,6 +166,14 @@ def test_missing_and_binary_files(tmp_path):
     assert "not UTF-8" in message_of(str(tmp_path / "latin.yaml"))
 
 
+def test_a_missing_file_is_told_with_what_is_near(tmp_path):
+    write(tmp_path, "seed: 1\n", name="quickstart.yaml")
+    write(tmp_path, "seed: 1\n", name="z.yaml")
+    told = message_of(str(tmp_path / "quikstart.yaml"))
+    assert "quikstart.yaml: No such file" in told and told.endswith(f"in {tmp_path} there is quickstart.yaml.")
+    assert "there is no folder no." in message_of("no/quickstart.yaml")
+
+
 def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     assert list(read_yaml(write(tmp_path, "\ufeffseed: 1\n"))) == ["seed"]
 

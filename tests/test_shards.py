@@ -376,6 +376,8 @@ def test_a_row_without_text_is_refused(tmp_path: Path, hub_cache: None) -> None:
         ({"column": "y"}, "--dataset and --column go together"),
         ({"input": "x", "split": "test"}, "go together"),
         ({"input": "x", "dataset_config_name": "de-en"}, "go together"),
+        ({"input": "x", "dataset_revision": "abc"}, "go together"),
+        ({"dataset": __file__, "column": "text", "dataset_revision": "abc"}, "is here, and has no revision"),
         ({"dataset": "someone/something", "column": "text"}, "can't be loaded"),
         ({"dataset": __file__, "column": "text"}, "is none of .jsonl"),
     ],

@@ -116,6 +116,14 @@ def test_a_real_difference_is_told_from_luck() -> None:
     assert p_value(GOOD, list(GOOD), method="randomization", samples=100) == 1.0
 
 
+@pytest.mark.parametrize("seed", [0, -1, 2**32])
+def test_a_seed_that_decides_nothing_is_refused(seed: int) -> None:
+    """sacrebleu takes 0 for none, and every comparison would be another one."""
+    with pytest.raises(InputError, match=f"seed {seed}; .* 1 to 2 "):
+        compare_systems({"good": GOOD, "bad": BAD}, REFERENCES, samples=10, seed=seed)
+    assert p_value(GOOD, BAD, samples=10, seed=1) == p_value(GOOD, BAD, samples=10, seed=1)
+
+
 def test_several_references_count() -> None:
     both = [[text, other] for text, other in zip(REFERENCES, BAD, strict=True)]
     assert compare_systems({"a": GOOD, "b": BAD}, both, metrics=("bleu",))[1].score == pytest.approx(100)

@@ -19,6 +19,7 @@ from hf_mt.tokenization import (
     check_same_tokens,
     get_tokenizer,
     load_tokenizer,
+    near_codes,
     train_tokenizer,
 )
 
@@ -177,10 +178,26 @@ def test_languages_of_a_multilingual_tokenizer(tmp_path: Path) -> None:
     pair = tokenizer("a", text_target="a")
     assert pair["input_ids"][0] == tokenizer.convert_tokens_to_ids("de_DE")
     assert pair["labels"][0] == tokenizer.convert_tokens_to_ids("fr_XX")
-    with pytest.raises(InputError, match="language code for 'tlh' and has ar_AR"):
+    with pytest.raises(InputError, match=r"no language 'tlh', .* are near: tl_XX\. .*text pairs .* train\.tl_XX\."):
         load_tokenizer(str(tmp_path), source_lang="tlh")
     mbart.src_lang = "tlh"  # by itself it takes an unknown language without a word
     assert mbart("a")["input_ids"][0] == mbart.unk_token_id
+
+
+def test_codes_that_may_be_meant() -> None:
+    """Of some two hundred, those that somebody can read."""
+    codes = [
+        "ace_Arab",
+        "deu_Latn",
+        "eng_Latn",
+        "zho_Hans",
+        "zho_Hant",
+        *(f"x{letter}a_Latn" for letter in "abcdefghijklm"),
+    ]
+    assert near_codes("de", codes) == ["deu_Latn"] and near_codes("de", ["__en__", "__de__"]) == ["__de__"]
+    assert near_codes("zho", codes) == ["zho_Hans", "zho_Hant"]
+    assert near_codes("eng_Latin", codes)[0] == "eng_Latn" and len(near_codes("y_Latn", codes)) == 10
+    assert len(near_codes("q", codes)) == 10 and near_codes("de", []) == []
 
 
 def test_a_checkpoint_has_the_tokens_of_now(trained: Callable, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What Translator and its script promise, on random models. Broken versions fail each check."""
 
+import json
 import runpy
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -375,6 +377,41 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
     MODELS["rope"][-1]().double().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def with_settings(model: Path, folder: Path, **settings: object) -> Path:
+    """A copy of a model whose generation configuration says more."""
+    shutil.copytree(model, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 10**9}, "generation_config.json of the model: num_beams is 1000000000.*from 1 to 1,000"),
+        ({"num_beams": "x"}, "generation_config.json of the model: num_beams is x"),
+        ({"num_beams": 2, "length_penalty": 99.0}, "generation_config.json of the model: length_penalty is 99.0"),
+        ({"encoder_no_repeat_ngram_size": 10**9}, "generation_config.json of the model: encoder_no_repeat"),
+        ({"eos_token_id": None}, "generation_config.json of the model names no eos_token_id"),
+        ({"eos_token_id": [2, "x"]}, r"eos_token_id of generation_config.json is \[2, 'x'\]; .* 0 to 39"),
+        ({"decoder_start_token_id": 10**9}, "decoder_start_token_id of generation_config.json is 1000000000"),
+        ({"pad_token_id": 1.5}, "pad_token_id of generation_config.json is 1.5; .* -1 to "),
+        ({"bad_words_ids": "x"}, "bad_words_ids.*generation_config.json.*ValueError"),
+    ],
+)
+def test_what_a_model_says_of_its_search_is_checked(
+    saved: Path, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    folder = with_settings(saved, tmp_path / "model", **settings)
+    with pytest.raises(InputError, match=message):
+        Translator(folder, device="cpu")(SENTENCES)
+
+
+def test_beams_that_are_asked_for_take_the_place_of_a_models_own(saved: Path, tmp_path: Path) -> None:
+    folder = with_settings(saved, tmp_path / "model", num_beams=10**9)
+    assert Translator(folder, device="cpu")(SENTENCES, num_beams=2) == Translator(saved)(SENTENCES, num_beams=2)
 
 
 Run = Callable[..., tuple[int, str, str]]

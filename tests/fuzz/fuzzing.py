@@ -32,6 +32,7 @@ EXAMPLES = {
     "words": 1000,
     "tokenizer": 120,
     "config": 60,
+    "generation": 120,
     "safetensors": 150,
     "run folders": 100,
     "search": 250,

@@ -42,6 +42,7 @@ WORDS = [word.encode() for word in [*ODD, "{", "}", ",", ":", '"', '"</s>"', '".
     b"\xff",
     b"\0",
 ]
+RUN_WORDS = [*WORDS, b"&a ", b"*a", b"&a [*a]", b"[&a 1, *a]", b"&b {x: *b}"]  # of runs, whose settings are YAML
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,39 @@ def test_configurations(model: Path, tmp_path: Path) -> None:
         taken += accepted(lambda: load_seq2seq(str(path.parent)))
         accepted(lambda: files_to_push(path.parent))
     assert 0 < taken < EXAMPLES["config"]
+
+
+GENERATION = {
+    "num_beams": 2,
+    "early_stopping": True,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 9,
+    "repetition_penalty": 1.1,
+    "forced_bos_token_id": 5,
+    "suppress_tokens": [6],
+    "min_length": 1,
+    "num_return_sequences": 1,
+}
+
+
+def test_settings_of_a_models_own_search(model: Path, tmp_path: Path) -> None:
+    """Every one with odd values, and damaged text: a translation of each line, or a message."""
+    shutil.copytree(model, tmp_path / "whole")
+    path = tmp_path / "whole" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **GENERATION}))
+    shutil.copytree(path.parent, tmp_path / "model")
+    taken = 0
+
+    def translates() -> None:
+        found = Translator(tmp_path / "model", device="cpu")(["a b", "", "c"], max_length_b=4)
+        assert len(found) == 3 and found[1] == ""
+
+    for number, content in enumerate(broken("generation", [path.read_bytes()], WORDS)):
+        content = content if number % 4 == 3 else next(changed(path.name, path.parent, number))
+        (tmp_path / "model" / path.name).write_bytes(content)
+        taken += accepted(translates)
+    assert 0 < taken < EXAMPLES["generation"]
 
 
 def test_weights(model: Path, tmp_path: Path) -> None:
@@ -153,7 +187,7 @@ def test_run_folders(tmp_path: Path) -> None:
     folder.mkdir()
     names = sorted(RUN_FILES)
     wholes = [json.dumps(RUN_FILES[name]).encode() for name in names]
-    for number, content in enumerate(broken("run folders", wholes, WORDS)):
+    for number, content in enumerate(broken("run folders", wholes, RUN_WORDS)):
         for name in names:
             (folder / name).write_text(json.dumps(RUN_FILES[name]))
         (folder / names[number % len(names)]).write_bytes(content)

@@ -215,7 +215,7 @@ OUT_OF_RANGE = [
     ("translate", "--tokens_per_batch", ["0", "-5", "9" * 400]),
     ("score", "--tokens_per_batch", ["0", "-1", "nan"]),
     ("compare", "--samples", ["-1", "1000000000"]),
-    ("compare", "--seed", ["-1", "4294967296"]),
+    ("compare", "--seed", ["-1", "0", "4294967296"]),
     ("benchmark", "--repeats", ["0", "-1"]),
     ("benchmark", "--seconds", ["0", "nan", "inf", "-1"]),
     ("benchmark", "--threads", ["0", "100000"]),
