@@ -208,7 +208,7 @@ def _odd_settings_named(model: PreTrainedModel, generation: Mapping[str, Any]) -
     try:
         yield
     except Exception as error:  # those settings come from anybody; memory and devices fail with classes of their own
-        if not odd or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+        if not odd or (isinstance(error, RuntimeError) and type(error) not in (RuntimeError, NotImplementedError)):
             raise
         raise InputError(
             f"the settings {listing(odd)} of generate, the model's own (generation_config.json) and those asked for, "

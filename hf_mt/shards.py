@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,8 @@ class Job:
         with path.open("rb") as file:  # with nbest, the hypotheses of a line share its index
             nbest = self.options.get("nbest")
             found = len({line.split(b" ", 1)[0] if nbest else number for number, line in enumerate(file)})
-        tally = Tally(**_read_json(path.with_suffix(".json")))
+        counts = _read_json(path.with_suffix(".json"))
+        tally = Tally(**{field.name: counts.get(field.name, 0) for field in fields(Tally)})
         if not found == tally.lines == wanted:
             raise InputError(
                 f"{path} has {found} lines, not {wanted}: remove it, and the same command translates it anew"

@@ -28,12 +28,13 @@ from hf_mt.errors import InputError
 
 def write(run_folder: Path, step: int, weights: bytes = b"weights") -> Path:
     folder = run_folder / f"checkpoint-{step}"
+    there = folder.exists()
     with whole_checkpoint(folder) as aside:
         (aside / "shards").mkdir(parents=True)
         (aside / "model.safetensors").write_bytes(weights)
         (aside / "shards" / "0.bin").write_bytes(b"shard")
         (aside / STATE).write_text(json.dumps({"global_step": step}))
-        assert not folder.exists()
+        assert folder.exists() == there
     return folder
 
 

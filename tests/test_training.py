@@ -470,7 +470,7 @@ def test_sigterm_after_the_checkpoint_of_a_step_writes_no_other(
 
 
 def test_a_checkpoint_that_turns_out_the_best_was_planned(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
-    settings = {**CHECKPOINTED, "eval_steps": 2, "max_steps": 6, "load_best_model_at_end": True}
+    settings = {**CHECKPOINTED, "eval_steps": 2, "save_steps": 6, "max_steps": 6, "load_best_model_at_end": True}
     cut = trainer(ours(), data, tokenizer, arguments(tmp_path, **settings), score=scores_in_turn(1))
     _signal_in(cut, "_evaluate_batch", 4)
     cut.train()
