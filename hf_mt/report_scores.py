@@ -44,8 +44,10 @@ def _side_by_side(runs: Mapping[str, Run], columns: Mapping[Split, Mapping[str, 
         marked = {(row.metric, row.system) for row in tests if _is_significant(row)}
         shown = f"<p>{SET_NAMES[split]}</p>{_score_table(each, marked)}"
         panels[SET_NAMES[split]] = shown + (_significance(tests, SET_NAMES[split]) if tests else "")
-    note = f'<p class="soft">No test of significance: {escape(problems[0])}</p>'
-    return tabs("scores", panels) + (note if len(problems) == len(panels) else "")
+    shown = tabs("scores", panels)
+    if len(problems) == len(panels):
+        shown += f'<p class="soft">No test of significance: {escape(problems[0])}</p>'
+    return shown
 
 
 def _score_table(columns: Mapping[str, Scores], marked: Collection[tuple[str, str]] = ()) -> str:

@@ -34,6 +34,8 @@ from hf_mt.tokenization import load_tokenizer
 
 def read_experiment(run: Path, folder: Path) -> Experiment:
     """What the run was, on however many processes."""
+    if not (run / CONFIG_NAME).is_file():
+        raise InputError(f"{run} is no run of this package: {CONFIG_NAME} is missing")
     settings = re.sub(r"(?m)^num_processes:.*\n", "", (run / CONFIG_NAME).read_text(encoding="utf-8"))
     experiment = parse_experiment([str(write_whole(folder / "config.yaml", settings))])
     if experiment.data.validation_file is None and experiment.data.dataset_name is None:

@@ -105,7 +105,7 @@ def test_tables_have_medians_and_ratios(tmp_path: Path) -> None:
     assert "| Other | 50 | 4.00 |" in text and "9,000" not in text
     assert "| Marian, generate | 5 | 20 | 1.50 | 1 |" in text
     assert "| products | 70.0 % |" in text and "| between operations | 30.0 % |" in text
-    assert "| hf_mt rope | 64 | 128 | 256 | 512 | 1024 | 2048 |" in text
+    assert "| hf_mt rope | 64 | 128 | 256 | 512 | 1,024 | 2,048 |" in text
     assert "torch 2" in text
 
 
