@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_mt.arguments import bleu_of
 from hf_mt.command_line import without_secrets
 from hf_mt.errors import InputError
 from hf_mt.experiment import parse_experiment
@@ -80,7 +81,7 @@ def check_translated(runs: Iterable[PlannedRun]) -> None:
 
 def compared_bleu(first: Mapping[str, Any]) -> str:
     """The BLEU that the runs of an ablation are compared by, from the results of the first one."""
-    return "bleu_lc_tok" if "eval_bleu_lc_tok" in first else "bleu"  # tokenized_scores
+    return "bleu_lc_tok" if "eval_bleu_lc_tok" in first else bleu_of(first)  # tokenized_scores
 
 
 def luck(first: Path, other: Path, metric: str) -> float | None:

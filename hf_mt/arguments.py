@@ -7,6 +7,7 @@ Keys are flat and keep Hugging Face's names. Besides these fields, every archite
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,9 +22,27 @@ def _key(default: Any, help: str, *, repr: bool = True, **bounds: float) -> Any:
 
 # What may decide which checkpoint is kept; all but loss, perplexity and accuracy need translations.
 HIGHER_IS_BETTER = frozenset({"bleu", "bleu_lc_tok", "chrf", "chrf_pp", "accuracy"})
+# BLEU for languages that sacrebleu's 13a does not cut into words, by the tokenizer that does
+BLEU_OF_TOKENIZER = {
+    "zh": "bleu_zh",
+    "ja-mecab": "bleu_ja-mecab",
+    "ko-mecab": "bleu_ko-mecab",
+    "char": "bleu_char",
+    "flores200": "spbleu",
+}
+HIGHER_IS_BETTER |= set(BLEU_OF_TOKENIZER.values())
+# The key and value that a BLEU of another flavour needs.
+NEEDED_FOR_BLEU: dict[str, tuple[str, Any]] = {"bleu_lc_tok": ("tokenized_scores", True)}
+NEEDED_FOR_BLEU |= {name: ("bleu_tokenize", tokenizer) for tokenizer, name in BLEU_OF_TOKENIZER.items()}
 _SIGNS_OF_FAILURE = {"cut_off", "empty_hypotheses", "repeated", "copied_source", "copied_words", "numbers_lost"}
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter"} | _SIGNS_OF_FAILURE)
 NEED_NO_TRANSLATIONS = frozenset({"loss", "perplexity", "accuracy"})
+
+
+def bleu_of(scores: Iterable[str]) -> str:
+    """The one of these names that is the BLEU which suits the target language, perhaps behind `eval_` or `test_`."""
+    found = {name.removeprefix("eval_").removeprefix("test_") for name in scores}
+    return next((name for name in BLEU_OF_TOKENIZER.values() if name in found), "bleu")
 
 
 @dataclass
@@ -111,6 +130,9 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     non_finite_steps: Literal["stop", "skip"] = _key("stop", "what to do when a gradient is NaN or infinite")
     num_samples_shown: int = _key(3, "development sentences shown at each evaluation", least=0)
     tokenized_scores: bool = _key(False, "report bleu_lc_tok too, for corpora that are tokenised and lower-cased")
+    bleu_tokenize: Literal["13a", "zh", "ja-mecab", "ko-mecab", "char", "flores200"] = _key(
+        "13a", "sacrebleu's tokenizer for the target language; with zh, bleu_zh is reported beside bleu"
+    )
     dry_run: bool = _key(False, "build everything, take three steps, report, and stop")
     cpu_threads: int | None = _key(None, "threads a process; default: all cores, shared by the processes", least=1)
     float32_matmul_precision: Literal["highest", "high", "medium"] = _key(
@@ -147,6 +169,10 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if self.greater_is_better is None and self.metric_for_best_model is not None:  # transformers knows only loss
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") not in LOWER_IS_BETTER
+        name = (self.metric_for_best_model or "").removeprefix("eval_")
+        key, wanted = NEEDED_FOR_BLEU.get(name, ("", None))
+        if key and getattr(self, key) != wanted:
+            raise ValueError(f"metric_for_best_model {name} needs {key}: {str(wanted).lower()}")
         self.report_to = self.report_to or "none"
         if self.dry_run:  # a rehearsal is nobody's run
             self.report_to, self.push_to_hub = "none", False

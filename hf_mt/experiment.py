@@ -274,8 +274,6 @@ def _check_metric(values: Mapping[str, Any]) -> None:
     name, known = metric.removeprefix("eval_"), sorted(HIGHER_IS_BETTER | LOWER_IS_BETTER)
     if name not in known:
         raise InputError(f"metric_for_best_model is {metric}, but must be one of {', '.join(known)}")
-    if name == "bleu_lc_tok" and not values["tokenized_scores"]:
-        raise InputError("metric_for_best_model bleu_lc_tok needs tokenized_scores: true")
     if name not in NEED_NO_TRANSLATIONS and not values["predict_with_generate"]:
         raise InputError(f"metric_for_best_model {metric} needs predict_with_generate; or set the metric to loss")
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from hf_mt.attention import CrossAttention
 from hf_mt.slices import Bucket
 from hf_mt.text_files import unfinished
-from hf_mt.verdict import series
+from hf_mt.verdict import bleu_key, series
 
 
 INK, SOFT, RULE, RED = "#1f2733", "#5b6678", "#e4e8ef", "#c81e3a"
@@ -51,7 +51,8 @@ def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Unit, *
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         for number, log_history in enumerate(runs.values()):
             for key, dashes in lines:
-                points = [(getattr(point, unit), point.value * factor) for point in series(log_history, key)]
+                found = series(log_history, bleu_key(log_history) if key == "eval_bleu" else key)
+                points = [(getattr(point, unit), point.value * factor) for point in found]
                 _draw_line(axes, [point for point in points if point[0] is not None], dashes, _colour(number))
             _draw_moment(axes, _moment(log_history, kept, unit), "kept")
     _legend(figure, list(runs))

@@ -17,6 +17,7 @@ import yaml
 from babel import Locale, UnknownLocaleError
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_mt.arguments import BLEU_OF_TOKENIZER
 from hf_mt.environment import package_versions
 from hf_mt.experiment import valid_keys
 from hf_mt.markdown import Markup, code, escape_markdown, fenced, folded, number, table
@@ -30,13 +31,14 @@ from hf_mt.verdict import series
 logger = logging.getLogger(__name__)
 
 MARKER = "Written by hf_mt from the files of the run; delete this line to keep changes of your own."
-HEADLINES = ("bleu", "bleu_lc_tok", "chrf")
+HEADLINES = ("bleu", "bleu_lc_tok", *BLEU_OF_TOKENIZER.values(), "chrf")
 LOG_COLUMNS = {
     "loss": "Training loss",
     "eval_loss": "Development loss",
     "eval_perplexity": "Perplexity",
     "eval_accuracy": "Accuracy",
     "eval_bleu": "BLEU",
+    **{f"eval_{name}": METRICS[name] for name in BLEU_OF_TOKENIZER.values()},
     "eval_chrf": "chrF",
 }
 NAMES_OF_RUNS = frozenset({"output_dir", "run_name"})  # which tell paths
@@ -146,7 +148,7 @@ def _eval_results(run: Run) -> list[EvalResult]:
             dataset_config=source.get("dataset_config_name"),
             dataset_revision=source.get("dataset_revision"),
             dataset_split="test",
-            metric_type=metric.removesuffix("_lc_tok"),
+            metric_type="bleu" if "bleu" in metric else metric,
             metric_name=METRICS[metric],
             metric_value=round(run.results[f"test_{metric}"], 2),
             metric_args={"signature": run.results[f"test_{metric}_signature"]},

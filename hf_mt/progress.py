@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
-from hf_mt.arguments import TranslationTrainingArguments
+from hf_mt.arguments import TranslationTrainingArguments, bleu_of
 from hf_mt.errors import visible
 from hf_mt.model.loss_hf_mt import LossSums
 from hf_mt.text_files import write_whole
@@ -183,10 +183,11 @@ def epoch_line(
         speed = f"{training['target_tokens_per_second']:,.0f} target tokens/s"
         parts.append(f"lr {learning_rate:.2e}  {speed}  {training['padding_share']:.1%} padding")
     dev = "dev " + _quality({name.removeprefix("eval_"): value for name, value in metrics.items()})
-    if "eval_bleu" in metrics:
-        dev += f"  BLEU {metrics['eval_bleu']:.2f}"
-        best = max(row["eval_bleu"] for row in state.log_history if "eval_bleu" in row)
-        dev += " (best so far)" if metrics["eval_bleu"] >= best else f" (best {best:.2f})"
+    bleu = f"eval_{bleu_of(metrics)}"
+    if bleu in metrics:
+        dev += f"  BLEU {metrics[bleu]:.2f}"
+        best = max(row[bleu] for row in state.log_history if bleu in row)
+        dev += " (best so far)" if metrics[bleu] >= best else f" (best {best:.2f})"
     parts.append(dev)
     if metrics.get("eval_cut_off", 0) > 0.01:
         parts.append(f"{metrics['eval_cut_off']:.1%} of translations hit their length limit")

@@ -16,6 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hf_mt.arguments import BLEU_OF_TOKENIZER
 from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.errors import InputError
@@ -30,7 +31,7 @@ from hf_mt.figures import (
 )
 from hf_mt.page import cell, folded, marked, table, tabs
 from hf_mt.report_scores import scores_part
-from hf_mt.run_record import Run, files_as_written, read_mapping, read_run
+from hf_mt.run_record import METRICS, Run, files_as_written, read_mapping, read_run
 from hf_mt.scores import PREFIXES, SET_NAMES, Split, read_sentence_scores, sentences_file
 from hf_mt.significance import common_split
 from hf_mt.text_files import new_folder, write_whole
@@ -42,6 +43,7 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 HEADLINES = {
     "test_bleu": "test BLEU",
     "test_bleu_lc_tok": "test BLEU, lower-cased tokens",
+    **{f"test_{name}": f"test {METRICS[name]}" for name in BLEU_OF_TOKENIZER.values()},
     "test_chrf": "test chrF",
     "eval_bleu": "development BLEU",
     "test_perplexity": "test perplexity",

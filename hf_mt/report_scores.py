@@ -68,8 +68,9 @@ def _paired_tests(runs: Mapping[str, Run], split: Split) -> list[Comparison]:
     systems, references = read_systems([str(run.folder) for run in runs.values()], split=split)
     named = dict(zip(runs, systems.values(), strict=True))
     found = compare_systems(named, references)
-    if all(f"{PREFIXES[split]}_bleu_lc_tok" in run.results for run in runs.values()):
-        found += compare_systems(named, references, metrics=("bleu",), **FLAVOURS["bleu_lc_tok"])
+    for name, options in FLAVOURS.items():
+        if options and all(f"{PREFIXES[split]}_{name}" in run.results for run in runs.values()):
+            found += compare_systems(named, references, metrics=("bleu",), **options)
     return found
 
 

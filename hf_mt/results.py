@@ -31,7 +31,7 @@ def finish(trainer: TranslationTrainer, experiment: Experiment, test_dataset: Da
         What `all_results.json` holds.
     """
     args = experiment.training
-    trainer.score = partial(describe_outputs, tokenized=args.tokenized_scores)
+    trainer.score = partial(describe_outputs, tokenized=args.tokenized_scores, tokenize=args.bleu_tokenize)
     folder = Path(args.output_dir)
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:

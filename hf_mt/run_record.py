@@ -29,6 +29,11 @@ TEXT_KEYS = frozenset({"source_prefix"})  # a slash in them is no path
 METRICS = {
     "bleu": "BLEU",
     "bleu_lc_tok": "BLEU of lower-cased tokens",
+    "bleu_zh": "BLEU, Chinese by characters",
+    "bleu_ja-mecab": "BLEU, Japanese by MeCab",
+    "bleu_ko-mecab": "BLEU, Korean by MeCab",
+    "bleu_char": "BLEU of characters",
+    "spbleu": "spBLEU",
     "chrf": "chrF",
     "chrf_pp": "chrF++",
     "ter": "TER",

@@ -84,7 +84,7 @@ def scorers(
     *, lowercase: bool = False, tokenize: str = "13a", metrics: Sequence[str] = METRICS, force: bool = False
 ) -> dict[str, Metric]:
     """sacrebleu's metrics by the names that `corpus_scores` gives their scores; arguments and errors as there."""
-    _check_tokenizer(tokenize)
+    check_tokenizer(tokenize)
     case = "_lc" if lowercase else ""
     bleu = {"13a": "bleu", "none": "bleu_tok", "flores200": "spbleu"}.get(tokenize, f"bleu_{tokenize}")
     bleu = bleu.replace("bleu", f"bleu{case}")
@@ -101,8 +101,14 @@ def scorers(
     return {build[metric][0]: build[metric][1]() for metric in metrics}
 
 
-def _check_tokenizer(tokenize: str) -> None:
-    """sacrebleu would fetch the model of a subword tokenizer that it does not have, and hang where it can't."""
+def check_tokenizer(tokenize: str) -> None:
+    """Whether BLEU can be computed with a tokenizer of sacrebleu's.
+
+    sacrebleu would fetch the model of a subword tokenizer that it does not have, and hang where it can't.
+
+    Raises:
+        InputError: There is no such tokenizer, or its package or model is not on this machine.
+    """
     if tokenize not in BLEU.TOKENIZERS:
         raise InputError(f"tokenize is {tokenize!r}; sacrebleu has {', '.join(BLEU.TOKENIZERS)}")
     if tokenize in SPM_MODELS:

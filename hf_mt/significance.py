@@ -18,6 +18,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest, Result, estimate_ci
 
+from hf_mt.arguments import BLEU_OF_TOKENIZER
 from hf_mt.errors import InputError
 from hf_mt.pair_files import read_lines
 from hf_mt.scores import (
@@ -38,6 +39,7 @@ SIGNIFICANT = 0.05  # p-values below are marked
 MOST_SAMPLES = 10**6
 # BLEU by the names that runs give it, as options of `compare_systems`
 FLAVOURS: dict[str, dict[str, Any]] = {"bleu": {}, "bleu_lc_tok": {"lowercase": True, "tokenize": "none"}}
+FLAVOURS |= {name: {"tokenize": tokenizer} for tokenizer, name in BLEU_OF_TOKENIZER.items()}
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ def describe_outputs(
     references: References,
     *,
     tokenized: bool = False,
+    tokenize: str = "13a",
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, float | str]:
     """Scores, signs of failure and scores by length: all that an evaluation reports about texts.
@@ -155,9 +156,13 @@ def describe_outputs(
     Args:
         sources, hypotheses, references: As in `sentence_scores`.
         tokenized: Whether the text is tokenised, so that BLEU of its tokens is wanted too.
+        tokenize: As in `corpus_scores`; another one than 13a gives its BLEU beside that of 13a.
         metrics: As in `corpus_scores`.
     """
     scores = (scores_of_tokenized if tokenized else corpus_scores)(hypotheses, references, metrics=metrics)
+    if tokenize != "13a":
+        own = corpus_scores(hypotheses, references, tokenize=tokenize, metrics=("bleu",))
+        scores |= {name: value for name, value in own.items() if "bleu" in name}
     scores |= slice_metrics(sources, hypotheses, references)
     forget_sentences()  # a run of many evaluations would keep them all
     return scores

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_mt.arguments import bleu_of
+
 
 END_OF_RUN = 0.2  # the share of a run whose gain tells whether it was over
 MIN_BLEU_GAIN = 0.2  # smaller gains are within what another seed changes
@@ -67,9 +69,14 @@ def _clock(log_history: Sequence[Mapping[str, Any]]) -> Callable[[int], float | 
     return lambda step: float(np.interp(step, [0, *steps], [0.0, *ends]))
 
 
+def bleu_key(log_history: Sequence[Mapping[str, Any]]) -> str:
+    """The development BLEU that suits the target language, of those that were logged."""
+    return f"eval_{bleu_of(key for row in log_history for key in row)}"
+
+
 def best_point(log_history: Sequence[Mapping[str, Any]]) -> Point | None:
     """The evaluation with the highest BLEU or, where none was computed, the lowest loss; None without evaluations."""
-    scores = finite(series(log_history, "eval_bleu"))
+    scores = finite(series(log_history, bleu_key(log_history)))
     if scores:
         return max(scores, key=lambda point: point.value)
     return min(finite(series(log_history, "eval_loss")), key=lambda point: point.value, default=None)
@@ -103,7 +110,7 @@ def verdict(log_history: Sequence[Mapping[str, Any]], *, max_steps: int | None =
     early = f"stopped early at step {last} of {max_steps}, " if max_steps and last < max_steps else ""
     return (
         early
-        + (failure or _trend(finite(train), finite(dev), finite(series(log_history, "eval_bleu"))))
+        + (failure or _trend(finite(train), finite(dev), finite(series(log_history, bleu_key(log_history)))))
         + _best_words(log_history)
     )
 
@@ -177,5 +184,5 @@ def _best_words(log_history: Sequence[Mapping[str, Any]]) -> str:
     best = best_point(log_history)
     if best is None:
         return ""
-    name = "BLEU" if finite(series(log_history, "eval_bleu")) else "loss"
+    name = "BLEU" if finite(series(log_history, bleu_key(log_history))) else "loss"
     return f". Best development {name} {best.value:.2f} at step {best.step} (epoch {best.epoch:g})"

@@ -29,6 +29,7 @@ from hf_mt.non_finite import FOLDER as NON_FINITE
 from hf_mt.progress import quiet_libraries
 from hf_mt.results import finish
 from hf_mt.run_folder import open_run_folder
+from hf_mt.scores import check_tokenizer
 from hf_mt.sharding import check_sharding
 from hf_mt.slices import describe_outputs, metrics_while_training
 from hf_mt.summary import summarise
@@ -51,6 +52,7 @@ def main() -> None:
     quiet_libraries()
     check_architecture(experiment)
     check_sharding(experiment.training)
+    check_tokenizer(experiment.training.bleu_tokenize)
     args, say = experiment.training, PartialState().print
     with args.main_process_first(local=False, desc="data"):  # the others find it in the cache
         corpus, tokenizer, data = load_data(experiment)
@@ -84,7 +86,7 @@ def build_trainer(
         tokenizer,
         train_dataset=data.train,
         eval_dataset=with_texts(data, "validation"),
-        score=partial(describe_outputs, tokenized=args.tokenized_scores, metrics=metrics),
+        score=partial(describe_outputs, tokenized=args.tokenized_scores, tokenize=args.bleu_tokenize, metrics=metrics),
         label_smoothing=experiment.architecture.get("label_smoothing", 0.0),
         **more,
     )

@@ -95,6 +95,14 @@ def test_best_is_the_highest_bleu_and_not_the_evaluation_after_training() -> Non
     assert best_point([]) is None
 
 
+def test_the_best_is_by_the_bleu_of_the_target_language() -> None:
+    rows = [
+        {"eval_bleu": bleu, "eval_bleu_zh": zh, "step": step} for step, bleu, zh in ((1, 2.0, 20.0), (2, 1.0, 30.0))
+    ]
+    assert best_point(rows).value == 30.0
+    assert best_point([{key: row[key] for key in ("eval_bleu", "step")} for row in rows]).value == 2.0  # control
+
+
 def share_of(colour: str, path: Path) -> float:
     """Share of the pixels that have exactly this colour."""
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]

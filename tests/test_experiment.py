@@ -218,7 +218,9 @@ def test_a_tokenizer_that_is_named_decides_what_a_recipe_says_of_the_trained_one
         ([*LANGUAGES, "--muon", "--optim=adafactor"], "leave one out"),
         ([*LANGUAGES, "--optim=schedule_free_adamw"], "choose another"),
         ([*LANGUAGES, "--metric_for_best_model=BLEU"], "must be one of accuracy, bleu"),
-        ([*LANGUAGES, "--metric_for_best_model=eval_bleu_lc_tok"], "needs tokenized_scores"),
+        ([*LANGUAGES, "--metric_for_best_model=eval_bleu_lc_tok"], "needs tokenized_scores: true"),
+        ([*LANGUAGES, "--metric_for_best_model=bleu_zh"], "needs bleu_tokenize: zh"),
+        ([*LANGUAGES, "--metric_for_best_model=spbleu", "--bleu_tokenize=zh"], "needs bleu_tokenize: flores200"),
         ([*LANGUAGES, "--metric_for_best_model=chrf_pp", "--predict_with_generate=false"], "predict_with_generate"),
         (
             [

@@ -78,4 +78,6 @@ def test_the_line_tells_the_best_score_and_cut_off_translations() -> None:
         assert part in line
     state.log_history.append({"eval_bleu": 13.0})
     assert "best so far" in epoch_line(state, {}, {**metrics, "eval_bleu": 13.0, "eval_cut_off": 0.0}, 1e-3)
+    state.log_history.append({"eval_bleu_zh": 31.0})
+    assert "BLEU 31.00 (best so far)" in epoch_line(state, {}, {**metrics, "eval_bleu_zh": 31.0}, 1e-3)
     assert "length limit" not in epoch_line(state, {}, {**metrics, "eval_cut_off": 0.0}, 1e-3)

@@ -29,7 +29,9 @@ def finished(folder: Path, *, translations: list[str], should_save: bool = True,
         model=nn.Linear(2, 2),
         args=SimpleNamespace(world_size=1),
     )
-    training = SimpleNamespace(output_dir=str(folder), should_save=should_save, tokenized_scores=False, seed=1)
+    training = SimpleNamespace(
+        output_dir=str(folder), should_save=should_save, tokenized_scores=False, bleu_tokenize="13a", seed=1
+    )
     training.num_beams = training.generation_num_beams = 1
     training.length_penalty = 1.0
     finish(trainer, SimpleNamespace(training=training), None)  # type: ignore[arg-type]

@@ -101,6 +101,18 @@ def test_an_evaluation_reports_scores_signs_and_lengths() -> None:
     assert "bleu_lc_tok" in describe_outputs(SOURCES, HYPOTHESES, REFERENCES, tokenized=True)
 
 
+def test_bleu_of_a_language_stands_beside_that_of_13a() -> None:
+    """A Chinese sentence is one word to 13a."""
+    hypotheses, references = ["我们今天去公园玩。"], ["我们今天去学校玩。"]
+    found = describe_outputs(["a"], hypotheses, references, tokenize="zh")
+    assert (
+        found["bleu"] < 1 and found["bleu_zh"] == corpus_scores(hypotheses, references, tokenize="zh")["bleu_zh"] > 40
+    )
+    assert "tok:zh" in str(found["bleu_zh_signature"]) and "bleu_zh" not in describe_outputs(
+        ["a"], hypotheses, references
+    )
+
+
 @pytest.mark.parametrize("tokenized", [False, True])
 def test_an_evaluation_of_training_leaves_out_the_slow_score_alone(tokenized: bool) -> None:
     texts = SOURCES, HYPOTHESES, REFERENCES
