@@ -40,7 +40,7 @@ def _side_by_side(runs: Mapping[str, Run], columns: Mapping[Split, Mapping[str, 
         try:
             tests = _paired_tests(runs, split)
         except InputError as error:
-            problems.append(str(error))
+            problems.append(_without_folders(str(error), runs))
         marked = {(row.metric, row.system) for row in tests if _is_significant(row)}
         shown = f"<p>{SET_NAMES[split]}</p>{_score_table(each, marked)}"
         panels[SET_NAMES[split]] = shown + (_significance(tests, SET_NAMES[split]) if tests else "")
@@ -48,6 +48,13 @@ def _side_by_side(runs: Mapping[str, Run], columns: Mapping[Split, Mapping[str, 
     if len(problems) == len(panels):
         shown += f'<p class="soft">No test of significance: {escape(problems[0])}</p>'
     return shown
+
+
+def _without_folders(problem: str, runs: Mapping[str, Run]) -> str:
+    """The page may be shown to others, who know runs by name."""
+    for name, run in runs.items():
+        problem = problem.replace(str(run.folder), name)
+    return problem
 
 
 def _score_table(columns: Mapping[str, Scores], marked: Collection[tuple[str, str]] = ()) -> str:

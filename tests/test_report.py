@@ -170,7 +170,8 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
     assert "differs" not in page_of(runs[:1]).text
     (runs[1] / "test_scores.tsv").rename(tmp_path / "kept")
     without = page_of(runs, tmp_path / "both").text
-    assert "No test of significance" in without and "Paired bootstrap" not in without
+    assert "No test of significance: second has no" in without and "Paired bootstrap" not in without
+    assert str(runs[1]) not in without
     (tmp_path / "kept").rename(runs[1] / "test_scores.tsv")
 
 
