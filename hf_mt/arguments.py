@@ -7,10 +7,12 @@ Keys are flat and keep Hugging Face's names. Besides these fields, every archite
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
@@ -176,6 +178,8 @@ class TranslationTrainingArguments(Seq2SeqTrainingArguments):
         self.report_to = self.report_to or "none"
         if self.dry_run:  # a rehearsal is nobody's run
             self.report_to, self.push_to_hub = "none", False
+        if not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+            self.use_cpu = True  # else transformers takes each of several processes for the only one
         super().__post_init__()
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # which take any metric for a loss
             mode = "max" if self.greater_is_better else "min"

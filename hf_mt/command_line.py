@@ -29,6 +29,10 @@ OUT_OF_MEMORY = (
     "{}\nlower tokens_per_batch, and in training raise gradient_accumulation_steps by the same factor, so that a step "
     "sees as much as before. Where an evaluation was at work, lower eval_tokens_per_batch"
 )
+NO_MEMORY_LEFT = (
+    "this machine's memory is full{}. Training reads a corpus of any size with streaming: true; where the model or "
+    "its batches are too large, lower its sizes or tokens_per_batch"
+)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -45,6 +49,8 @@ def run_script(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # who read the output has enough, as `head` has; Python would write the rest at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(CLOSED_PIPE) from None
+    except MemoryError as error:  # pyarrow's is one too
+        _end(NO_MEMORY_LEFT.format(f": {error}" if str(error) else ""))
     except RuntimeError as error:  # torch is not imported here to name its class
         if type(error).__name__ != "OutOfMemoryError":
             raise

@@ -3,12 +3,17 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from re import match
 
 import torch
 from accelerate.commands.config.config_args import default_config_file
+
+
+# packages that a score may depend on
+DECIDING = ("torch", "transformers", "datasets", "evaluate", "accelerate", "tokenizers", "safetensors", "sacrebleu")
 
 
 def environment() -> dict[str, str]:
@@ -31,8 +36,15 @@ def git_revision() -> str:
 
 def package_versions() -> dict[str, str]:
     """The installed version of hf_mt and of everything that it requires, extras included."""
-    needed = [found[0] for line in requires("hf_mt") or [] if (found := match(r"[\w.-]+", line))]
+    needed = [found[0] for line in _required() if (found := match(r"[\w.-]+", line))]
     return {name: _version(name) for name in dict.fromkeys(["hf_mt", *needed])}
+
+
+def _required() -> Sequence[str]:
+    try:
+        return requires("hf_mt") or []
+    except PackageNotFoundError:  # used from a folder on the path, without having been installed
+        return DECIDING
 
 
 def _version(name: str) -> str:

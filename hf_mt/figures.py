@@ -49,14 +49,24 @@ def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Unit, *
         style(axes, title)
         axes.set_xlabel("minute of training" if unit == "minute" else unit, fontsize=9.5, color=SOFT)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        measured = False
         for number, log_history in enumerate(runs.values()):
             for key, dashes in lines:
                 found = series(log_history, bleu_key(log_history) if key == "eval_bleu" else key)
                 points = [(getattr(point, unit), point.value * factor) for point in found]
+                measured |= bool(points)
                 _draw_line(axes, [point for point in points if point[0] is not None], dashes, _colour(number))
             _draw_moment(axes, _moment(log_history, kept, unit), "kept")
+        if not measured:
+            _leave_empty(axes)
     _legend(figure, list(runs))
     return figure
+
+
+def _leave_empty(axes: Axes) -> None:
+    """Words instead of a scale that means nothing."""
+    axes.set(xticks=[], yticks=[], xlabel="")
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=SOFT, fontsize=9.5)
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], dashes: str, colour: str) -> None:

@@ -116,7 +116,7 @@ def placed(model: PreTrainedModel, device: str | torch.device | None, dtype: tor
     try:
         return model.to(**{name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None})
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        here = torch.accelerator.current_accelerator() or "none"
+        here = torch.accelerator.current_accelerator(check_available=True) or "none"
         told = str(error).splitlines()[0][:300]
         raise InputError(
             f"device {str(device)[:50]!r} can't be used: {told}; this machine's accelerator: {here}"

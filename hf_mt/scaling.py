@@ -1,4 +1,4 @@
-"""What a training step sends between GPUs, and what is left of their speed; computed, not measured.
+"""What a training step sends between GPUs, and what is left of their speed.
 
 - Bytes: a ring over n GPUs sends (n - 1) / n of what it gathers or scatters from each of them, twice that where it
   reduces for all (NVIDIA, https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md). DDP averages float32
@@ -7,7 +7,8 @@
   all others once, and scatters gradients. In bfloat16 the last two send two bytes a number.
 - Arithmetic: a weight costs 6 operations a token, forward and backward (Kaplan et al. 2020,
   https://arxiv.org/abs/2001.08361, section 2.1). Products of attention are left out.
-- Time: arithmetic at a share of the peak; bytes at a share of the bandwidth, and a delay for each hop of each message.
+- Time: a step as it was measured (`hf_mt/step_time.py`), or arithmetic at a share of the peak; bytes at a share of the
+  bandwidth, and a delay for each hop of each message.
   Messages wait for the end of backward, or go on beside it, which is two thirds of the arithmetic. DDP is between the
   two; FSDP2 also gathers beside forward and can be better, ZeRO-2 gathers weights after the optimizer's step.
 """
@@ -61,7 +62,6 @@ class Cluster:
         per_machine: GPUs of a machine.
         inside: Bandwidth of each GPU within its machine.
         between: Bandwidth of a machine, all its adapters together.
-        peak: Floating-point operations a second of a GPU.
         hop: Seconds that a message takes from one GPU to the next, whatever its size.
         bandwidth_share: Of the bandwidth, that is reached.
     """
@@ -70,7 +70,6 @@ class Cluster:
     per_machine: int
     inside: float
     between: float
-    peak: float
     hop: float = 5e-6
     bandwidth_share: float = 0.8
 
@@ -122,9 +121,7 @@ STRATEGIES = (
 )
 
 
-def efficiency(
-    size: Size, strategy: Strategy, gpus: int, cluster: Cluster, *, tokens: int, peak_share: float
-) -> tuple[float, float]:
+def efficiency(size: Size, strategy: Strategy, gpus: int, cluster: Cluster, step: float) -> tuple[float, float]:
     """Share of the speed of so many single GPUs that is left: without, and with, sending beside backward.
 
     Args:
@@ -132,13 +129,11 @@ def efficiency(
         strategy: How it is spread.
         gpus: How many.
         cluster: On what.
-        tokens: Source tokens, and as many target tokens, of a step on each GPU.
-        peak_share: Of the peak, that arithmetic reaches.
+        step: Seconds of a step on one GPU.
     """
-    arithmetic = size.operations(tokens) / (cluster.peak * peak_share)
     sending = strategy.seconds(size, gpus, cluster)
-    waiting = max(0.0, sending - BACKWARD * arithmetic)
-    return arithmetic / (arithmetic + sending), arithmetic / (arithmetic + waiting)
+    waiting = max(0.0, sending - BACKWARD * step)
+    return step / (step + sending), step / (step + waiting)
 
 
 def size_of(name: str, config: HfMtConfig) -> Size:
@@ -162,17 +157,28 @@ def volume_table(sizes: Sequence[Size], gpus: Sequence[int]) -> Iterator[str]:
         yield f"| {size.name} | {size.weights / 1e6:,.1f} M | " + " | ".join(sent) + " |"
 
 
+def step_table(sizes: Sequence[Size], steps: Sequence[float], tokens: int, peak: float) -> Iterator[str]:
+    """Markdown: what a step of each model takes on one GPU, and which share of a peak its arithmetic reaches."""
+    yield "| model | ms a step | thousand target tokens a second | TFLOP/s | of the peak |"
+    yield "|---|---:|---:|---:|---:|"
+    for size, step in zip(sizes, steps, strict=True):
+        reached = size.operations(tokens) / step
+        yield (
+            f"| {size.name} | {1000 * step:.2f} | {tokens / step / 1000:,.1f} | {reached / 1e12:.1f} "
+            f"| {100 * reached / peak:.1f} % |"
+        )
+
+
 def efficiency_table(
-    sizes: Sequence[Size], clusters: Sequence[Cluster], gpus: Sequence[int], *, tokens: int, peak_share: float
+    sizes: Sequence[Size], steps: Sequence[float], clusters: Sequence[Cluster], gpus: Sequence[int]
 ) -> Iterator[str]:
     """Markdown: percent of the speed of single GPUs, sending after backward and beside it."""
     yield "| model | machines | strategy | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " |"
     yield "|---|---|---|" + "---:|" * len(gpus)
-    for size in sizes:
+    for size, step in zip(sizes, steps, strict=True):
         for cluster in clusters:
             for strategy in STRATEGIES:
-                shares = [efficiency(size, strategy, count, cluster, tokens=tokens, peak_share=peak_share)
-                          for count in gpus]  # fmt: skip
+                shares = [efficiency(size, strategy, count, cluster, step) for count in gpus]
                 cells = ("100 %" if after == 1 else f"{100 * after:.0f}-{100 * beside:.0f} %"
                          for after, beside in shares)  # fmt: skip
                 yield f"| {size.name} | {cluster.name} | {strategy.name} | " + " | ".join(cells) + " |"

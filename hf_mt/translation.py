@@ -71,7 +71,7 @@ class Translator:
             source_prefix = prefix_of_run(str(model)) if source_prefix is None else source_prefix
             model, loaded = load_model(str(model), dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
             tokenizer = tokenizer or loaded
-            device = device or torch.accelerator.current_accelerator() or "cpu"
+            device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
         if tokenizer is None:
             raise InputError("a model object comes without its tokenizer: Translator(model, tokenizer)")
         self.model = placed(model, device, dtype_of(dtype))

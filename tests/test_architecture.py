@@ -28,7 +28,7 @@ evaluation: environment scores metric slices significance scoring comet evaluati
 pictures: attention verdict figures
 reporting: tables markdown page run_record report_scores report
 hub: seeds model_card hub summary
-comparison: trials ablation padded_counting four_settings encoding_comparison encoding_pictures scaling
+comparison: trials ablation padded_counting four_settings encoding_comparison encoding_pictures scaling step_time
 """
 STAGES = dict(line.split(":") for line in _STAGES.strip().splitlines())
 STAGE_OF = {module: number for number, stage in enumerate(STAGES.values()) for module in stage.split()}

@@ -132,6 +132,10 @@ def test_what_was_logged_is_drawn_and_a_broken_loss_is_marked(
         for name, axes in zip(("loss", "accuracy", "bleu", "rate"), figure.axes, strict=True)
     }
     assert {name for name, count in points.items() if count} == drawn
+    told = [any(text.get_text() == "not measured" for text in axes.texts) for axes in figure.axes]
+    assert dict(zip(points, told, strict=True)) == {
+        name: name not in drawn and not (broken and name == "loss") for name in points
+    }
     assert (share_of(RED, path) > 0) == broken and (share_of(COLOURS[0], path) > 0) == bool(drawn)
     assert [file.name for file in path.parent.iterdir()] == ["course.png"]
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def test_everything_required_has_its_version() -> None:
     assert {"hf_mt", "torch", "transformers", "sacrebleu", "accelerate"} <= set(found)
     assert re.match(r"\d+\.\d+", found["torch"]) and "not installed" not in (found["torch"], found["datasets"])
     assert set(environment()) > set(found) | {"Python", "CPUs", "git revision"}
+
+
+def test_a_folder_on_the_path_that_nobody_installed_still_tells_what_scores_depend_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def requires(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "requires", requires)
+    assert {"hf_mt", "torch", "transformers", "sacrebleu"} <= set(package_versions())
 
 
 def git(*words: str, folder: Path) -> str:

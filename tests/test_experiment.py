@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from pyarrow import ArrowMemoryError
 from transformers import PreTrainedConfig
 
 from hf_mt.arguments import DataArguments, ModelArguments, TranslationTrainingArguments
@@ -366,6 +367,17 @@ def test_a_device_without_memory_left_ends_with_the_cure(capsys):
     )
     assert issubclass(torch.OutOfMemoryError, RuntimeError)
     assert torch.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ArrowMemoryError("malloc of size 128 failed")])
+def test_a_machine_without_memory_left_ends_with_the_cure(error, capsys):
+    def fill_memory():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(fill_memory)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "memory is full" in told and "streaming: true" in told and str(error) in told
 
 
 def test_other_ranks_leave_the_first_one_time_to_speak_and_say_who_they_are(capsys, monkeypatch):

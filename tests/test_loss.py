@@ -165,11 +165,16 @@ def test_rows_that_fill_up_half_precision_count_for_nothing(case: Case, monkeypa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_slices_of_half_precision_have_few_numbers_of_rows(dtype: torch.dtype) -> None:
     for vocab_size in (6000, 32_000):
-        most = loss_hf_mt.slice_rows(vocab_size, dtype)
+        most = loss_hf_mt.slice_rows(vocab_size, torch.empty(0, dtype=dtype))
         assert most > 0.5 * loss_hf_mt.SLICE_ELEMENTS / vocab_size
         filled = range(64, 64 * 100, 64) if dtype == torch.bfloat16 else range(64, 64 * 100)
         sizes = {min(most, rows - start) for rows in filled for start in range(0, rows, most)}
         assert len(sizes) <= 10 if dtype == torch.bfloat16 else len(sizes) > 100
+
+
+def test_an_accelerator_gets_few_large_slices() -> None:
+    here, there = (loss_hf_mt.slice_rows(32_000, torch.empty(0, device=device)) for device in ("cpu", "meta"))
+    assert there > 20 * here
 
 
 def test_a_label_that_is_none_is_an_error(case: Case) -> None:

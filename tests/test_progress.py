@@ -23,7 +23,7 @@ def batch(source: list[list[int]], cells: int) -> dict[str, torch.Tensor]:
 
 
 def test_the_meter_weighs_batches_by_their_tokens() -> None:
-    meter, accelerator = Meter(torch.device("cpu")), Accelerator(cpu=True)
+    meter, accelerator = Meter(torch.device("cpu")), Accelerator()
     meter.add(sums(nll=8.0, correct=1.0, tokens=4.0), batch([[1, 1], [1, 0]], cells=6))
     meter.add(sums(nll=2.0, correct=3.0, tokens=6.0), batch([[1, 1], [1, 1]], cells=6))
     numbers = meter.read(accelerator)
@@ -42,7 +42,7 @@ def test_sums_leave_the_device_before_they_become_double() -> None:
 
 
 def test_each_reader_sees_what_came_since_it_last_asked() -> None:
-    meter, accelerator = Meter(torch.device("cpu")), Accelerator(cpu=True)
+    meter, accelerator = Meter(torch.device("cpu")), Accelerator()
     meter.add(sums(8.0, 1.0, 4.0), batch([[1]], cells=4))
     assert meter.read(accelerator, "log")["loss"] == pytest.approx(2.0)
     meter.add(sums(4.0, 1.0, 4.0), batch([[1]], cells=4))
@@ -51,7 +51,7 @@ def test_each_reader_sees_what_came_since_it_last_asked() -> None:
 
 
 def test_speed_leaves_out_what_is_not_training() -> None:
-    accelerator, meters = Accelerator(cpu=True), [Meter(torch.device("cpu")) for _ in range(2)]
+    accelerator, meters = Accelerator(), [Meter(torch.device("cpu")) for _ in range(2)]
     for meter in meters:
         meter.add(sums(8.0, 1.0, 4.0), batch([[1]], cells=4))
     time.sleep(0.2)

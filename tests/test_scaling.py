@@ -7,15 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from hf_mt import HfMtConfig
-from hf_mt.scaling import STRATEGIES, Cluster, Size, ddp_buckets, efficiency, efficiency_table, size_of, volume_table
+from hf_mt import HfMtConfig, HfMtForConditionalGeneration
+from hf_mt.scaling import (
+    STRATEGIES,
+    Cluster,
+    Size,
+    ddp_buckets,
+    efficiency,
+    efficiency_table,
+    size_of,
+    step_table,
+    volume_table,
+)
+from hf_mt.step_time import measured_step, training_step
 
 
 ROOT = Path(__file__).parents[1]
 BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
 SIZE = Size("hand", in_layers=600, elsewhere=400, output=300, layers=4)
-CLUSTER = Cluster("hand", per_machine=8, inside=1000.0, between=500.0, peak=54e5, hop=0.5, bandwidth_share=0.5)
+CLUSTER = Cluster("hand", per_machine=8, inside=1000.0, between=500.0, hop=0.5, bandwidth_share=0.5)
 
 
 def test_bytes_of_a_ring() -> None:
@@ -35,16 +47,14 @@ def test_seconds_are_bytes_at_the_slowest_link_and_hops() -> None:
 
 
 def test_efficiency_counts_what_is_left_of_the_speed() -> None:
-    arithmetic = 6 * 1000 * (600 + 300) / (54e5 * 0.5)
-    assert arithmetic == 2.0
     sending = BY_NAME["DDP"].seconds(SIZE, 8, CLUSTER)  # 14 + 7
-    after, beside = efficiency(SIZE, BY_NAME["DDP"], 8, CLUSTER, tokens=1000, peak_share=0.5)
+    after, beside = efficiency(SIZE, BY_NAME["DDP"], 8, CLUSTER, step=2.0)
     assert after == pytest.approx(2 / (2 + sending)) == pytest.approx(2 / 23)
     assert beside == pytest.approx(2 / (2 + sending - 4 / 3))
-    assert efficiency(SIZE, BY_NAME["DDP"], 1, CLUSTER, tokens=1000, peak_share=0.5) == (1.0, 1.0)
-    larger = efficiency(SIZE, BY_NAME["DDP"], 8, CLUSTER, tokens=4000, peak_share=0.5)
-    assert larger[0] > after and larger[1] > beside, "more work between messages"
-    more = efficiency(SIZE, BY_NAME["DDP"], 16, CLUSTER, tokens=1000, peak_share=0.5)
+    assert efficiency(SIZE, BY_NAME["DDP"], 1, CLUSTER, step=2.0) == (1.0, 1.0)
+    longer = efficiency(SIZE, BY_NAME["DDP"], 8, CLUSTER, step=8.0)
+    assert longer[0] > after and longer[1] > beside, "more work between messages"
+    more = efficiency(SIZE, BY_NAME["DDP"], 16, CLUSTER, step=2.0)
     assert more[0] < after
 
 
@@ -63,24 +73,78 @@ def test_a_model_is_counted_as_it_is(tiny_config: Callable[..., HfMtConfig]) -> 
 def test_tables_have_a_cell_for_each_number_of_gpus() -> None:
     volumes = list(volume_table([SIZE], [1, 8, 64]))
     assert [line.count("|") for line in volumes] == [2 + 6 + 1] * 3
-    rows = list(efficiency_table([SIZE], [CLUSTER], [1, 8, 64], tokens=1000, peak_share=0.5))
+    rows = list(efficiency_table([SIZE], [2.0], [CLUSTER], [1, 8, 64]))
     assert len(rows) == 2 + len(STRATEGIES)
     assert rows[2].startswith("| hand | hand | DDP | 100 % | 9-9 % |")
 
 
-def test_the_script_prints_the_tables_of_the_page(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    configs = ["configs/multi30k_en_de.yaml", "configs/report/set4.yaml"]
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["scripts/scaling.py", *configs])
-    runpy.run_path("scripts/scaling.py", run_name="__main__")
+def test_the_share_of_the_peak_is_the_arithmetic_over_the_time() -> None:
+    assert SIZE.operations(1000) == 6 * 1000 * (600 + 300)
+    assert list(step_table([SIZE], [2.0], 1000, peak=54e5))[2] == "| hand | 2000.00 | 0.5 | 0.0 | 50.0 % |"
+
+
+def test_a_step_of_more_tokens_takes_longer(tiny_config: Callable[..., HfMtConfig]) -> None:
+    times = {tokens: measured_step(tiny_config(), tokens, torch.device("cpu"), repeats=3) for tokens in (50, 50_000)}
+    assert 0 < times[50] < times[50_000]
+
+
+def test_a_measured_step_learns(tiny_config: Callable[..., HfMtConfig]) -> None:
+    torch.manual_seed(0)
+    models: list[HfMtForConditionalGeneration] = []
+
+    def build(config: HfMtConfig) -> HfMtForConditionalGeneration:
+        models.append(HfMtForConditionalGeneration(config))
+        return models[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_mt.step_time.HfMtForConditionalGeneration", build)
+        step = training_step(tiny_config(), 100, torch.device("cpu"))
+    before = [weight.detach().clone() for weight in models[0].parameters()]
+    step()
+    assert any((weight != old).any() for weight, old in zip(models[0].parameters(), before, strict=True))
+
+
+def scaling(*words: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["scripts/scaling.py", *words])
+        runpy.run_path("scripts/scaling.py", run_name="__main__")
+
+
+def test_steps_are_measured_told_or_assumed(capsys: Any) -> None:
+    scaling("--measure", "--tokens", "50", "--gpus", "1")
+    measured = capsys.readouterr().out
+    assert "measured on" in measured and torch.__version__ in measured
+    scaling("--step_milliseconds", "100", "250", "--tokens", "50")
+    told = capsys.readouterr().out
+    assert "| Transformer big | 250.00 | 0.2 |" in told and "measured" not in told
+    with pytest.raises(SystemExit) as stopped:
+        scaling("--step_milliseconds", "100")
+    assert stopped.value.code == 2 and "1 numbers for 2 models" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scaling("--step_milliseconds", "100", "250", "--measure")
+
+
+CONFIGS = ("configs/multi30k_en_de.yaml", "configs/report/set4.yaml")
+STEPS = {
+    25000: ["77.68", "79.98", "81.93", "134.42"],
+    4096: ["75.36", "50.39", "55.91", "59.48"],
+}
+
+
+def test_the_script_prints_the_tables_of_the_page(capsys: Any) -> None:
     page = (ROOT / "model_cards" / "scaling.md").read_text()
-    lines = capsys.readouterr().out.split("\n")
+
+    def printed(*words: str) -> list[str]:
+        scaling(*CONFIGS, *words)
+        return [line for line in capsys.readouterr().out.split("\n") if line]
+
+    lines = printed("--step_milliseconds", *STEPS[25000])
     assert sum(line.startswith("|") for line in lines) > 20
-    assert [line for line in lines if line and line not in page] == []
-    monkeypatch.setattr(sys, "argv", ["scripts/scaling.py", *configs, "--tokens", "4096"])
-    runpy.run_path("scripts/scaling.py", run_name="__main__")
-    fastest = [line for line in capsys.readouterr().out.split("\n") if "NVLink, 8 x NDR" in line]
-    assert len(fastest) == 12 and [line for line in fastest if line not in page] == []
-    monkeypatch.setattr(sys, "argv", ["scripts/scaling.py", *configs, "--peak_share", "0.2"])
-    runpy.run_path("scripts/scaling.py", run_name="__main__")
-    assert [line for line in capsys.readouterr().out.split("\n") if line and line not in page]
+    assert [line for line in lines if line not in page] == []
+    small = printed("--step_milliseconds", *STEPS[4096], "--tokens", "4096")
+    assert [line for line in small if " NDR" not in line and line not in page] == []
+    for fastest in (small, printed("--peak_share", "0.4")):
+        rows = [line for line in fastest if "NVLink, 8 x NDR" in line]
+        assert len(rows) == 12 and [line for line in rows if line not in page] == []
+    assert [line for line in printed("--peak_share", "0.2") if line not in page]

@@ -442,7 +442,6 @@ load_best_model_at_end: false
 dropout: 0.0
 num_beams: 1
 cpu_threads: 1
-use_cpu: true
 """
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 IGNORE_INDEX = -100
 SLICE_ELEMENTS = 4_194_304  # scores held at a time: 16 MiB in float32, about the size of a processor's last cache
+GPU_SLICE_ELEMENTS = 134_217_728  # 512 MiB: on an accelerator each operation has a price, whatever its size
 HALF_ROWS = 64  # in half precision rows come in multiples of this: a new number of rows costs a new kernel
 
 
@@ -44,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, needs_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         vocab_size, matrix = weight.shape[0], weight.to(hidden.dtype)
-        rows_in_slice = slice_rows(vocab_size, hidden.dtype)
+        rows_in_slice = slice_rows(vocab_size, hidden)
         mean_weight = weight.mean(0, dtype=torch.float32)  # (D,)
         buffer = hidden.new_empty(min(rows_in_slice, hidden.shape[0]), vocab_size)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
@@ -87,10 +88,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight, None, None, None
 
 
-def slice_rows(vocab_size: int, dtype: torch.dtype) -> int:
-    """Rows whose scores are held at a time."""
-    rows = max(1, SLICE_ELEMENTS // vocab_size)
-    return rows - rows % HALF_ROWS if dtype.itemsize == 2 and rows > HALF_ROWS else rows
+def slice_rows(vocab_size: int, hidden: Tensor) -> int:
+    """How many of these states (..., N, D) have their scores held at a time."""
+    elements = SLICE_ELEMENTS if hidden.device.type == "cpu" else GPU_SLICE_ELEMENTS
+    rows = max(1, elements // vocab_size)
+    return rows - rows % HALF_ROWS if hidden.dtype.itemsize == 2 and rows > HALF_ROWS else rows
 
 
 def labelled_rows(hidden: Tensor, labels: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ class _LinearRDrop(_LinearCrossEntropy):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         vocab_size, matrix = weight.shape[0], weight.to(hidden.dtype)
-        rows_in_slice = slice_rows(2 * vocab_size, hidden.dtype)
+        rows_in_slice = slice_rows(2 * vocab_size, hidden)
         mean_weight = weight.mean(0, dtype=torch.float32)  # (D,)
         sums = torch.zeros(3, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)  # (2, N, D)

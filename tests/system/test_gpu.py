@@ -118,6 +118,21 @@ def test_two_gpus_learn_what_one_does(profile: str, tmp_path: Path) -> None:
     assert sum(history(tmp_path / "other"), []) != pytest.approx(expected, rel=1e-3)
 
 
+def test_ddp_over_nccl_learns_what_one_process_does(tmp_path: Path) -> None:
+    """On one GPU there is one process, but it joins a group, and DDP averages its gradients over NCCL."""
+    from system.test_deepspeed import OPTIONS, history, train
+
+    assert train("single_gpu", tmp_path / "one", processes=1)[0] == 0
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "scripts/train.py")
+    words = [sys.executable, *command, str(tmp_path / "tiny.yaml"), "--output_dir", str(tmp_path / "group"), *OPTIONS]
+    environment = os.environ | {"NCCL_DEBUG": "INFO"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "NCCL INFO" in done.stdout + done.stderr
+    flat, expected = (sum(history(tmp_path / name), []) for name in ("group", "one"))
+    assert flat == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_run_in_bfloat16_on_one_gpu_ends_with_a_model(tmp_path: Path) -> None:
     command = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/single_gpu.yaml")
     options = ("--cldr_train_size", "500", "--max_steps", "6", "--eval_steps", "3", "--save_steps", "3")
