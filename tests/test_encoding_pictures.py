@@ -63,3 +63,12 @@ def test_the_page_has_picture_and_cost_of_every_scheme() -> None:
 @pytest.mark.parametrize("name", POSITION_ENCODINGS)
 def test_parameters_are_as_many_as_the_page_says(name: str) -> None:
     assert sum(weight.numel() for weight in _scheme(name, bidirectional=True).parameters()) == COUNTED[name]
+
+
+def test_speeds_on_the_page_are_those_of_the_table() -> None:
+    told = re.findall(r"([\d,]+)(?: target tokens a second)?\s\(`(\w+)`\)", PAGE.read_text("utf-8"))
+    table = (PAGE.parents[1] / "README.md").read_text("utf-8")
+    speeds = dict(re.findall(r"(?m)^\| hf_mt (\w+) \| ([\d,]+) \|", table))
+    assert speeds.keys() < POSITION_ENCODINGS.keys()
+    ranked = sorted(speeds, key=lambda name: int(speeds[name].replace(",", "")))
+    assert [(speeds[name], name) for name in (ranked[0], ranked[-1])] == told
