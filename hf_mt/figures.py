@@ -33,6 +33,9 @@ PANELS = (
     ("Learning rate", (("learning_rate", "-"),), 1.0),
 )  # title, series with their line styles, factor
 Unit = Literal["step", "epoch", "minute"]
+BY_LENGTH = {"bleu": "BLEU", "chrf": "chrF"}  # scores of a `Bucket`, and their names
+PAGE_WIDTH = 10.5  # inches
+CROWDED = 20  # more numbers than these stand upright over the bars of a page's width
 
 
 def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Unit, *, kept: int | None = None) -> Figure:
@@ -93,26 +96,28 @@ def _draw_moment(axes: Axes, x: float | None, name: str) -> None:
         axes.text(x, 1.01, name, transform=axes.get_xaxis_transform(), ha="right", color=SOFT, fontsize=8.5)
 
 
-def length_figure(runs: Mapping[str, Mapping[str, Any]], of: str) -> Figure:
-    """BLEU by length of the source, side by side for each run (what `write_analysis` wrote, by name).
+def length_figure(runs: Mapping[str, Mapping[str, Any]], of: str, metric: str = "bleu") -> Figure:
+    """A score by length of the source, side by side for each run (what `write_analysis` wrote, by name).
 
     Args:
         runs: By name.
         of: The name of the set that they translated.
+        metric: A key of `BY_LENGTH`.
     """
-    figure, (axes,) = panels(1, 1, (10.5, 3.4))
+    figure, (axes,) = panels(1, 1, (PAGE_WIDTH, 3.4))
     buckets = [[Bucket(**values) for values in found["buckets"]] for found in runs.values()]
     counts = {bucket.name: bucket.sentences for of_run in buckets for bucket in of_run}
     names, width = list(counts), 0.8 / len(runs)
+    rotation = 90 if len(runs) * len(names) > CROWDED else 0
     for number, of_run in enumerate(buckets):
         for bucket in of_run:
-            x = names.index(bucket.name) + (number - (len(runs) - 1) / 2) * width
-            axes.bar(x, bucket.bleu, width * 0.92, color=_colour(number))
-            axes.annotate(f"{bucket.bleu:.1f}", (x, bucket.bleu), (0, 3), textcoords="offset points",
-                          ha="center", fontsize=8.5, color=INK)  # fmt: skip
+            x, score = names.index(bucket.name) + (number - (len(runs) - 1) / 2) * width, getattr(bucket, metric)
+            axes.bar(x, score, width * 0.92, color=_colour(number))
+            axes.annotate(f"{score:.1f}", (x, score), (0, 2), textcoords="offset points", rotation=rotation,
+                          ha="center", va="bottom", fontsize=7 if rotation else 8.5, color=INK)  # fmt: skip
     unit = next(iter(runs.values()))["unit"]
-    style(axes, f"BLEU by {unit} of the source, {of}")
-    axes.margins(y=0.15)
+    style(axes, f"{BY_LENGTH[metric]} by {unit} of the source, {of}")
+    axes.margins(y=0.2 if rotation else 0.15)
     axes.set_xticks(range(len(names)), [f"{name}\n{counts[name]:,} sentences" for name in names])
     _legend(figure, list(runs))
     return figure
@@ -126,16 +131,21 @@ def histogram_figure(histograms: Mapping[str, Sequence[int]], width: int) -> Fig
         edges = [width * place for place in range(len(counts) + 1)]
         axes.stairs(counts, edges, color=_colour(number), linewidth=1.8, fill=False)
     axes.set_xlabel("tokens", fontsize=9.5, color=SOFT)
+    axes.set_ylabel("sentences", fontsize=9.5, color=SOFT)
     _legend(figure, list(histograms), always=True)
     return figure
 
 
 def attention_figure(attention: CrossAttention) -> Figure:
-    """A heat map for each decoder layer: rows target tokens, columns source tokens, mean over heads."""
+    """A heat map for each decoder layer: rows target tokens, columns source tokens, mean over heads.
+
+    Layers stand side by side as far as a page is wide, so that tokens can be read.
+    """
     layers, targets, sources = attention.weights.shape
-    columns = min(layers, 3)
+    width = max(3.2, 0.24 * sources + 1.4)
+    columns = max(1, min(layers, 3, int(PAGE_WIDTH // width)))
     rows = -(-layers // columns)
-    size = (max(3.2, 0.24 * sources + 1.4) * columns, (max(2.0, 0.2 * targets + 1.4)) * rows)
+    size = (width * columns, (max(2.0, 0.2 * targets + 1.4)) * rows)
     figure, axes_of = panels(rows, columns, size)
     for number, axes in enumerate(axes_of):
         if number >= layers:

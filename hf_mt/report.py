@@ -21,6 +21,7 @@ from hf_mt.attention import cross_attention
 from hf_mt.data import HISTOGRAM_WIDTH
 from hf_mt.errors import InputError
 from hf_mt.figures import (
+    BY_LENGTH,
     Unit,
     attention_figure,
     course_figure,
@@ -63,9 +64,10 @@ class Report:
     sentences: Sequence[int] = ()
 
     def picture(self, figure: Figure, name: str, *, wide: bool = False) -> str:
-        """A figure as part of the page, and as a PNG beside it."""
+        """A figure as part of the page, and as a PNG beside it; a wide one keeps its size, and the page scrolls it."""
         save_png(figure, self.folder / f"{name}.png")
-        return f'<div class="picture{" wide" if wide else ""}">{inline_svg(figure, name)}</div>'
+        kind = f'picture wide" style="--width: {figure.get_figwidth():.1f}in' if wide else "picture"
+        return f'<div class="{kind}">{inline_svg(figure, name)}</div>'
 
     def found(self, name: str) -> dict[str, dict[str, Any]]:
         """A JSON file of each run that has it, by the run's name."""
@@ -172,7 +174,8 @@ def _course(report: Report) -> str:
     pictures = {
         f"by {unit}": report.picture(course_figure(histories, unit, kept=kept), f"course-by-{unit}") for unit in units
     }
-    return tabs("course", pictures) + '<p class="soft">dotted: training; solid: development</p>'
+    note = "loss and accuracy: dotted in training, with dropout; solid on the development set"
+    return tabs("course", pictures) + f'<p class="soft">{note}</p>'
 
 
 def _scores(report: Report) -> str:
@@ -180,16 +183,21 @@ def _scores(report: Report) -> str:
 
 
 def _by_length(report: Report) -> str:
-    """A picture for all runs that were scored on the same sentences, counted in the same unit."""
+    """BLEU and chrF, in one picture for all runs that were scored on the same sentences, counted in the same unit."""
     alike: dict[tuple[Split, str], dict[str, Mapping[str, Any]]] = {}
     for name, (split, content) in report.analyses().items():
         sizes = [(bucket["first"], bucket["sentences"]) for bucket in content["buckets"]]
         alike.setdefault((split, str((content["unit"], sizes))), {})[name] = content
-    pictures = [
-        report.picture(length_figure(runs, SET_NAMES[split]), f"bleu-by-length{f'-{order}' if order else ''}")
-        for order, ((split, _), runs) in enumerate(alike.items())
-    ]
-    return "".join(pictures)
+    shown = ""
+    for order, ((split, _), runs) in enumerate(alike.items()):
+        pictures = {
+            name: report.picture(
+                length_figure(runs, SET_NAMES[split], metric), f"{metric}-by-length{f'-{order}' if order else ''}"
+            )
+            for metric, name in BY_LENGTH.items()
+        }
+        shown += tabs(f"length-{order}", pictures)
+    return shown
 
 
 def _translations(report: Report) -> str:
@@ -204,7 +212,12 @@ def _translations(report: Report) -> str:
         for end in ("best", "worst"):
             title = f"{end} of the {SET_NAMES[split]}" + (f", {name}" if len(report.runs) > 1 else "")
             groups[title] = "".join(
-                _sentence(row["source"], row["references"][0], {f"output, {row['chrf']:.0f} chrF": row["hypothesis"]})
+                _sentence(
+                    row["source"],
+                    row["references"][0],
+                    {f"output, {row['chrf']:.0f} chrF": row["hypothesis"]},
+                    number=row.get("line"),
+                )
                 for row in content[end]
             )
     groups = {title: body for title, body in groups.items() if body}
@@ -215,8 +228,9 @@ def _translations(report: Report) -> str:
     return note + tabs("translations", groups) if groups else ""
 
 
-def _sentence(source: str, reference: str, outputs: Mapping[str, str]) -> str:
-    cells = [("source", escape(source))]
+def _sentence(source: str, reference: str, outputs: Mapping[str, str], *, number: int | None = None) -> str:
+    """One below another; with its number in the set, by which `--sentences` draws its attention, where it is known."""
+    cells = [("source" if number is None else f"source, sentence {escape(str(number))}", escape(source))]
     first = next(iter(outputs.values()))
     cells.append(("reference", marked(reference, first, "missing")))
     for name, output in outputs.items():
@@ -247,8 +261,9 @@ def _attention(report: Report) -> str:
                 continue
             title = f"sentence {place}" + (f", {name}" if len(report.runs) > 1 else "")
             pictures[title] = report.picture(attention_figure(one), f"attention-{order + 1}-{place}", wide=True)
-    note = f'<p class="soft">sentences by their number in the {SET_NAMES[split]}</p>' if report.sentences else ""
-    return tabs("attention", pictures) + note if pictures else ""
+    note = "rows: the translation; columns: the source; the darker, the more attention; mean over heads"
+    note += f"; sentences by their number in the {SET_NAMES[split]}" if report.sentences else ""
+    return tabs("attention", pictures) + f'<p class="soft">{note}</p>' if pictures else ""
 
 
 def _sample_pairs(run: Run) -> list[tuple[str, str]]:
@@ -303,7 +318,7 @@ def _data(report: Report) -> str:
             rows.append([escape(split), f"{counts['read']:,}", escape(dropped), f"{counts['kept']:,}", *means])
         if rows:
             title = f"<p><b>{escape(name)}</b></p>" if len(report.runs) > 1 else ""
-            columns = table(["split", "read", "found", "kept", "source tokens", "target tokens"], rows)
+            columns = table(["split", "read", "found", "kept", "mean source tokens", "mean target tokens"], rows)
             bodies.append(title + columns + _histogram(report, run, order))
     return "".join(bodies)
 
@@ -317,7 +332,7 @@ def _histogram(report: Report, run: Run, order: int) -> str:
 
 
 def _environment(report: Report) -> str:
-    found = report.found("environment.json")
+    found = {name: run.environment for name, run in report.runs.items() if run.environment}
     keys = dict.fromkeys(key for values in found.values() for key in values)
     rows = [[escape(key), *(escape(str(values.get(key, ""))) for values in found.values())] for key in keys]
     return table(["", *map(escape, found)], rows) if rows else ""

@@ -12,6 +12,10 @@ from hf_mt.significance import FLAVOURS, SIGNIFICANT, Comparison, compare_system
 
 
 Scores = Mapping[str, Any]  # by metric, with signatures
+BETTER = (
+    "better is more of BLEU, chrF and accuracy, and less of TER, loss, perplexity, empty outputs and shares; a length "
+    "ratio is best at 1"
+)
 
 
 def scores_part(runs: Mapping[str, Run]) -> str:
@@ -29,7 +33,8 @@ def scores_part(runs: Mapping[str, Run]) -> str:
         shown = _score_table({SET_NAMES[split]: found for split, each in columns.items() for found in each.values()})
     else:
         shown = _side_by_side(runs, columns)
-    return shown + _decoding(runs) + _signatures([found for each in columns.values() for found in each.values()])
+    signatures = _signatures([found for each in columns.values() for found in each.values()])
+    return f'{shown}<p class="soft">{BETTER}</p>{_decoding(runs)}{signatures}'
 
 
 def _side_by_side(runs: Mapping[str, Run], columns: Mapping[Split, Mapping[str, Scores]]) -> str:

@@ -111,7 +111,7 @@ def _read_run(run_folder: Path, name: str) -> Run:
         max_steps=state.get("max_steps"),
         settings={key: without_path(key, value) for key, value in settings.items() if key not in SECRET_KEYS},
         data_table=read_mapping(_artefact(run_folder, "data_table.json")),
-        environment=read_mapping(_artefact(run_folder, "environment.json")),
+        environment=_environment(_artefact(run_folder, "environment.json")),
         samples=[row for row in samples if row.get("step") == wanted],
     )
 
@@ -195,6 +195,14 @@ def _settings(path: Path) -> dict[str, Any]:
         return {key: untyped(setting.raw) for key, setting in read_yaml(path).items()} if path.exists() else {}
     except InputError as error:
         raise InputError(f"{path} cannot be read: {error}; restore or delete it") from error
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """Versions and machine; of the launcher's file, the name alone."""
+    found, launcher = read_mapping(path), "accelerate config"
+    if launcher in found:
+        found[launcher] = re.sub(r"(none at |^).*[/\\]", r"\1", str(found[launcher]))
+    return found
 
 
 def _lines(text: str) -> list[dict[str, Any]]:

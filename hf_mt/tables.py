@@ -4,6 +4,7 @@ Text is printed as text: control characters of a corpus are shown, not obeyed, a
 only where the output is a terminal.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -15,6 +16,10 @@ from rich.text import Text
 
 from hf_mt.errors import visible
 from hf_mt.significance import SIGNIFICANT, Comparison
+
+
+# scores by length, as `slice_metrics` names them
+LENGTH = re.compile(r"_(?P<score>bleu|chrf)_(?P<unit>words|characters)_(?P<length>.+)$")
 
 
 def print_scores(results: Mapping[str, Any]) -> None:
@@ -30,8 +35,8 @@ def print_scores(results: Mapping[str, Any]) -> None:
     table.add_column("value", justify="right", no_wrap=True)
     signatures = []
     for key, value in results.items():
-        if key.endswith("_per_second") or "_words_" in key or "_characters_" in key:
-            continue  # scores by length have a picture
+        if key.endswith("_per_second") or LENGTH.search(key):
+            continue  # scores by length have a table of their own
         if key.startswith(prefix) and isinstance(value, int | float):
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
             table.add_row(key.removeprefix(prefix), shown)
@@ -41,6 +46,24 @@ def print_scores(results: Mapping[str, Any]) -> None:
     console.print(table)
     for signature in signatures:
         console.print(_visible(signature), overflow="fold")
+    if any(key.startswith(prefix) and LENGTH.search(key) for key in results):
+        console.print(_by_length(results, prefix))
+
+
+def _by_length(results: Mapping[str, Any], prefix: str) -> Table:
+    """BLEU and chrF of the sentences whose source has so many words, or characters."""
+    rows: dict[str, dict[str, Any]] = {}
+    for key, value in results.items():
+        found = LENGTH.search(key)
+        if found and key.startswith(prefix) and isinstance(value, float):
+            rows.setdefault(f"{found['length']} {found['unit']}", {})[found["score"]] = f"{value:.2f}"
+    table = Table(box=SIMPLE_HEAD, title="by length of the source", title_justify="left")
+    table.add_column("source", no_wrap=True)
+    for name in ("bleu", "chrf"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for length, scores in rows.items():
+        table.add_row(_visible(length), scores.get("bleu", ""), scores.get("chrf", ""))
+    return table
 
 
 def print_samples(rows: Sequence[Mapping[str, Any]]) -> None:

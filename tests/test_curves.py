@@ -3,14 +3,17 @@
 import io
 import math
 from contextlib import redirect_stdout
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
-from hf_mt.figures import COLOURS, RED, SOFT, course_figure, save_png
+from hf_mt.attention import CrossAttention
+from hf_mt.figures import COLOURS, RED, SOFT, attention_figure, course_figure, length_figure, save_png
 from hf_mt.tables import print_samples, print_scores
 from hf_mt.verdict import best_point, has_minutes, series, verdict
 
@@ -186,6 +189,41 @@ def test_courses_by_minute_leave_out_runs_that_tell_none() -> None:
     assert marks == pytest.approx([2.0]) and figure.axes[0].get_xlabel() == "minute of training"
 
 
+def lengths(counts: int, score: float) -> dict[str, Any]:
+    """What `write_analysis` tells of so many lengths, chrF being twice BLEU."""
+    rows = [
+        {"first": 10 * part + 1, "last": 10 * part + 10, "sentences": 5, "bleu": score, "chrf": 2 * score}
+        for part in range(counts)
+    ]
+    return {"unit": "words", "buckets": rows}
+
+
+@pytest.mark.parametrize(("metric", "title", "factor"), [("bleu", "BLEU", 1), ("chrf", "chrF", 2)])
+def test_both_scores_are_drawn_by_length(metric: str, title: str, factor: int) -> None:
+    (axes,) = length_figure({"one": lengths(3, 10.0), "two": lengths(3, 20.0)}, "test set", metric).axes
+    assert axes.get_title(loc="left") == f"{title} by words of the source, test set"
+    assert [bar.get_height() for bar in axes.patches] == [10.0 * factor] * 3 + [20.0 * factor] * 3
+
+
+def test_numbers_over_many_bars_do_not_cover_each_other(tmp_path: Path) -> None:
+    for count, upright in ((2, False), (13, True)):
+        figure = length_figure({f"run {number}": lengths(5, 99.5) for number in range(count)}, "test set")
+        save_png(figure, tmp_path / "lengths.png")  # which lays it out
+        (axes,) = figure.axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == 5 * count and {text.get_rotation() for text in axes.texts} == {90.0 if upright else 0.0}
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+@pytest.mark.parametrize(("tokens", "side_by_side"), [(5, 3), (12, 2), (40, 1)])
+def test_layers_of_attention_stand_side_by_side_as_far_as_a_page_is_wide(tokens: int, side_by_side: int) -> None:
+    names = [f"t{place}" for place in range(tokens)]
+    figure = attention_figure(CrossAttention(names, names, torch.full((6, tokens, tokens), 1 / tokens)))
+    assert len({round(axes.get_position().x0, 3) for axes in figure.axes}) == side_by_side
+    assert figure.get_figwidth() <= 10.5 or side_by_side == 1
+    assert [axes.get_title(loc="left") for axes in figure.axes][:6] == [f"layer {number + 1}" for number in range(6)]
+
+
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 RESULTS = {"eval_bleu": 40.0, "test_bleu": 38.423, "test_bleu_signature": SIGNATURE, "test_loss": 1.93, "epoch": 3.0}
 
@@ -205,6 +243,15 @@ def test_scores_are_plain_text_with_whole_signatures() -> None:
     assert "40.00" in printed(print_scores, {"eval_bleu": 40.0})
     named = printed(print_scores, {"eval_bleu": 40.0, "test_file": "data/test"})  # the name of a file is no score
     assert "40.00" in named and "eval set" in named
+
+
+def test_scores_by_length_have_a_table() -> None:
+    by_length = {f"test_{score}_words_{length}": value for score, value in (("bleu", 12.5), ("chrf", 33.25))
+                 for length in ("1-10", "51+")}  # fmt: skip
+    lines = printed(print_scores, {**RESULTS, **by_length, "eval_bleu_words_1-10": 77.0}).splitlines()
+    rows = [line.split() for line in lines if "words" in line]
+    assert rows == [["1-10", "words", "12.50", "33.25"], ["51+", "words", "12.50", "33.25"]]
+    assert "by length" not in printed(print_scores, RESULTS)
 
 
 def test_samples_are_shown_and_not_obeyed() -> None:

@@ -124,12 +124,28 @@ def test_a_run_is_shown_with_all_its_parts(runs: list[Path]) -> None:
         *REFERENCES,
         "layer 1",
         "BLEU by words of the source",
+        "chrF by words of the source",
     ]
     for words in expected:
         assert words in page.text, words
     courses = [f"course-by-{unit}" for unit in ("step", "epoch", "minute")]
-    for name in (*courses, "bleu-by-length", "attention-1-1", "lengths-1"):
+    for name in (*courses, "bleu-by-length", "chrf-by-length", "attention-1-1", "lengths-1"):
         assert matplotlib.image.imread(runs[0] / "report" / f"{name}.png").std() > 0
+
+
+def test_sentences_at_the_ends_have_the_numbers_by_which_they_are_chosen(runs: list[Path], tmp_path: Path) -> None:
+    html = write_report(runs[:1], folder=tmp_path).read_text("utf-8")
+    worst = html.split('data-title="worst of the test set"')[1]
+    assert re.findall(r"source, sentence (\d+)", worst)[0] == str(len(SENTENCES))  # the one that is wrong
+    assert REFERENCES[-1].split()[0] in worst[: worst.index("output, ")]
+
+
+def test_the_page_tells_no_path_of_the_launcher(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    for told, shown in (("none at /home/a b/c.y", "none at c.y"), ("C:\\a b\\c.y", "c.y"), ("/home/a/c.y", "c.y")):
+        (folder / "environment.json").write_text(json.dumps({"accelerate config": told, "GPUs": "one / two"}))
+        text = page_of([folder]).text
+        assert f"accelerate config{shown}" in text and "one / two" in text
 
 
 def test_an_old_run_has_no_course_by_minute(runs: list[Path], tmp_path: Path) -> None:
