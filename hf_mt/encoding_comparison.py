@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from hf_mt.errors import InputError, shown
 from hf_mt.experiment import valid_keys
-from hf_mt.figures import panels, style
+from hf_mt.figures import COLOURS, panels, style
 from hf_mt.markdown import code, table
 from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.scores import SentenceScore, corpus_scores, read_sentence_scores
@@ -166,9 +166,8 @@ def comparison_figure(buckets: Sequence[LengthScores], cap: int) -> Figure:
         y = [mean(bucket.bleu[name]) for bucket in buckets]
         errors = [bucket.interval[name] for bucket in buckets]
         marker = "osD^vP*X"[number // 8 % 8]
-        axes.errorbar(
-            x, y, errors, label=name.replace("$", r"\$"), marker=marker, markersize=4, linewidth=1.5, capsize=2
-        )
+        axes.errorbar(x, y, errors, color=COLOURS[number % len(COLOURS)], label=name.replace("$", r"\$"),
+                      marker=marker, markersize=4, linewidth=1.5, capsize=2)  # fmt: skip
     style(axes, f"BLEU by source tokens; longest of training: {cap}")
     axes.set_xticks(range(len(buckets)), [f"{bucket.name}\n{bucket.sentences:,} sentences" for bucket in buckets])
     axes.legend(ncols=columns, frameon=False, fontsize=9)

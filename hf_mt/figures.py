@@ -26,6 +26,7 @@ INK, SOFT, RULE, RED = "#1f2733", "#5b6678", "#e4e8ef", "#c81e3a"
 COLOURS: tuple[str, ...] = ("#2f74d0", "#d0701a", "#159a78", "#b84aa0", "#8577f0", "#a08a10", "#d5455c", "#7b8798")
 COLOURS += ("#123f7a", "#7d3f08", "#0b5d45", "#701f60", "#4a3db0", "#5f5406", "#8c1f30", "#3f4753")  # the same, darker
 THEME = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)"}
+THEME |= {colour: f"var(--run-{number}, {colour})" for number, colour in enumerate(COLOURS[8:], start=9)}
 PANELS = (
     ("Loss, nats per target token", (("loss", ":"), ("eval_loss", "-")), 1.0),
     ("Token accuracy, %", (("accuracy", ":"), ("eval_accuracy", "-")), 100.0),

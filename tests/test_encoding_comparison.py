@@ -11,7 +11,8 @@ from random_models import word_tokenizer
 from scripts_on_path import load_script
 
 from hf_mt import InputError, trials
-from hf_mt.encoding_comparison import comparison_table, scores_by_length
+from hf_mt.encoding_comparison import LengthScores, comparison_figure, comparison_table, scores_by_length
+from hf_mt.model import POSITION_ENCODINGS
 from hf_mt.scores import corpus_scores, sentence_scores, write_sentence_scores
 from hf_mt.trials import folder_name
 
@@ -65,6 +66,18 @@ def test_differences_beyond_the_cap_are_significant_and_none_before(runs: dict[s
     rope = next(line for line in lines if "`rope`" in line)
     assert rope.count("&#42;") == 2 and "100.0 ± 0.0 (0.0) &#42;" in rope and "1,500" in rope and "| 3.0 |" in rope
     assert "&#42;" not in next(line for line in lines if "`sinusoidal`" in line)
+
+
+def test_each_encoding_has_a_colour_of_its_own() -> None:
+    names = list(POSITION_ENCODINGS)
+    buckets = [
+        LengthScores(length, 5, {name: [1.0, 2.0] for name in names}, dict.fromkeys(names, 0.5), dict.fromkeys(names))
+        for length in ("1-5", "6-10")
+    ]
+    (axes,) = comparison_figure(buckets, cap=10).axes
+    lines = [container[0] for container in axes.containers]
+    assert [[*line.get_ydata()] for line in lines] == [[1.5, 1.5]] * len(names)
+    assert len({line.get_color() for line in lines}) == len(names) > 10  # as many as matplotlib has
 
 
 def test_a_run_too_short_for_a_speed_has_none(runs: dict[str, list[Path]]) -> None:

@@ -17,10 +17,10 @@ from random_models import MODELS, SENTENCES, word_tokenizer
 from scripts_on_path import load_script
 
 from hf_mt import InputError
-from hf_mt.figures import COLOURS
+from hf_mt.figures import COLOURS, course_figure, inline_svg
 from hf_mt.model.position_encodings import POSITION_ENCODINGS
 from hf_mt.page import marked
-from hf_mt.report import PARTS, write_report
+from hf_mt.report import PARTS, TEMPLATE, write_report
 from hf_mt.report_scores import scores_part
 from hf_mt.run_record import Run, read_run
 from hf_mt.scores import corpus_scores, scores_of_tokenized, sentence_scores, write_sentence_scores
@@ -320,6 +320,32 @@ def test_a_model_that_may_not_be_loaded_costs_its_attention_alone(runs: list[Pat
 
 def test_each_of_the_encodings_has_a_colour() -> None:
     assert len(set(COLOURS)) == len(COLOURS) > len(POSITION_ENCODINGS)
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours like #12ab34, from 1 to 21 (WCAG 2.1)."""
+    shares = [[int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)] for colour in (one, other)]
+    linear = [[x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in share] for share in shares]
+    dark, light = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_run_is_seen_on_a_light_and_on_a_dark_page() -> None:
+    css = TEMPLATE.read_text("utf-8")
+    themes = [css.split(start)[1].split("}")[0] for start in (":root:not([data-theme=light]) {", "=dark] {")]
+    by_system, by_button = (dict(re.findall(r"--([\w-]+): (#\w{6})", theme)) for theme in themes)
+    assert by_system == by_button
+    shown = [by_button.get(f"run-{number}", colour) for number, colour in enumerate(COLOURS, start=1)]
+    assert len(set(shown)) == len(COLOURS)
+    assert min(contrast(colour, by_button["card"]) for colour in shown) > 3
+    assert min(contrast(colour, "#ffffff") for colour in COLOURS) > 3
+    assert contrast(COLOURS[8], by_button["card"]) < 2  # the control: why later runs have other colours there
+
+
+def test_colours_of_later_runs_follow_the_theme() -> None:
+    svg = inline_svg(course_figure({f"run {number}": history(1.0) for number in range(9)}, "step"), "course")
+    assert f"var(--run-9, {COLOURS[8]})" in svg and COLOURS[0] in svg
+    assert svg.count(COLOURS[8]) == svg.count("var(--run-9, ")
 
 
 def test_bad_input_is_refused(runs: list[Path], tmp_path: Path) -> None:
