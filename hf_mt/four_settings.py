@@ -123,7 +123,7 @@ def _last(log_history: Sequence[Mapping[str, Any]], key: str) -> float:
 def nothing_table(finished: FinishedRun) -> str:
     """What a model that has learnt nothing, and says nothing, gets on the same sentences, by how many are padded."""
     rows = []
-    for size in (1, 2, 4, 8, SENTENCES_PER_BATCH, 32):
+    for size in (1, 2, 3, 4, 8, SENTENCES_PER_BATCH, 32):
         counted = count_padding([[] for _ in finished.sentences], _words(finished), sentences_per_batch=size)
         shares = (counted.padding, counted.accuracy_with_padding)
         rows.append([size, *(f"{100 * share:.1f}" for share in shares), f"{counted.bleu_with_padding:.4f}"])

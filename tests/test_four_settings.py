@@ -1,6 +1,7 @@
 """The settings of the report: planned as described, and compared by what their folders say."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_padding_flatters_the_run_that_failed(tmp_path: Path) -> None:
     assert failed.counted.bleu < 0.01
     shares = [float(line.split("|")[-2]) for line in nothing_table(failed).splitlines()[2:]]
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] > 0.1
+
+
+def test_the_card_has_the_rows_of_the_page(tmp_path: Path) -> None:
+    def rows(text: str) -> list[str]:
+        return re.findall(r"(?m)^\| (\d+) \| [\d.]+ \| [\d.]+ \| 0\.\d{4} \|$", text)
+
+    make_run(tmp_path / "run", right=0, loss=6.5)
+    page = Path(__file__).parents[1] / "model_cards" / "report_en_fr.md"
+    assert rows(nothing_table(read_finished(tmp_path / "run"))) == rows(page.read_text("utf-8")) != []
 
 
 def test_development_accuracy_is_shown_with_its_padding_counted(tmp_path: Path) -> None:
