@@ -183,6 +183,32 @@ def test_a_label_that_is_none_is_an_error(case: Case) -> None:
         sliced(case)
 
 
+class Searches(TorchDispatchMode):
+    """Counts operations that look for the true places of a mask, whose number a GPU has to tell first."""
+
+    ops = torch.ops.aten
+    indexing = (ops.index, ops.index_put, ops.index_put_, ops._index_put_impl_)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in self.indexing:
+            self.count += sum(index is not None and index.dtype == torch.bool for index in args[1])
+        self.count += func.overloadpacket is self.ops.nonzero
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_with_a_label_are_looked_for_once(case: Case) -> None:
+    with Searches() as ours:
+        sliced(case).loss.backward()
+    kept = case.labels != -100
+    with Searches() as masks:
+        (case.hidden[kept].sum() + case.labels[kept].sum()).backward()
+    assert (ours.count, masks.count) == (1, 3)
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the elements of the largest tensor that any operation returns."""
 
