@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_mt.losses import scores_to_sums
 from hf_mt.model import loss_hf_mt
 from hf_mt.model.loss_hf_mt import LossSums, labelled_rows, linear_cross_entropy
 
@@ -207,6 +208,20 @@ def test_rows_with_a_label_are_looked_for_once(case: Case) -> None:
     with Searches() as masks:
         (case.hidden[kept].sum() + case.labels[kept].sum()).backward()
     assert (ours.count, masks.count) == (1, 3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_scores_of_other_models_give_the_same_sums_without_a_copy(case: Case, smoothing: float) -> None:
+    case.labels[0, :3] = (case.hidden @ case.weight.T)[0, :3].argmax(-1)
+    expected = sliced(case, smoothing)
+    with Searches() as searches:
+        sums = scores_to_sums(case.hidden @ case.weight.T, case.labels, smoothing)
+        gradients = case.gradients(sums.loss)
+    assert searches.count == 0
+    for ours, theirs in zip(sums, expected, strict=True):
+        assert relative_error(ours, theirs) < 1e-5 < relative_error(ours, 1.001 * theirs)
+    for ours, theirs in zip(gradients, case.gradients(plain_loss(case, smoothing)), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
 
 
 class LargestTensor(TorchDispatchMode):
