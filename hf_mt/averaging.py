@@ -47,6 +47,11 @@ class MovingAverage:
         self._live = {name: weight for name, weight in named if weight.requires_grad}
         self.weights = {name: weight.detach().float().clone() for name, weight in self._live.items()}
 
+    def follow(self) -> None:
+        """Takes the average to where the weights are: DeepSpeed moves a model only when training begins."""
+        for name, weight in self._live.items():
+            self.weights[name] = self.weights[name].to(weight.device)
+
     @torch.no_grad()
     def update(self) -> None:
         """Takes in the weights after an optimizer step."""
@@ -108,6 +113,9 @@ class UpdateAverage(TrainerCallback):
 
     def __init__(self, average: MovingAverage, non_finite: NonFiniteSteps):
         self.average, self.non_finite = average, non_finite
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.average.follow()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.non_finite.in_a_row:

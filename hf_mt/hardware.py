@@ -30,16 +30,18 @@ _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_MAX": -4}  # from m
 _LARGEST = 2**31 - 1  # mallopt takes an int
 
 
-def prepare_hardware(cpu_threads: int | None = None) -> None:
+def prepare_hardware(cpu_threads: int | None = None, device: torch.device | None = None) -> None:
     """Threads, memory and the smallest numbers of a run; call it once, before the first tensor of any size, whose
     threads take the last from the one that calls.
 
     Args:
         cpu_threads: Threads of this process; None takes the machine's cores, divided by its processes.
+        device: Where it computes; an accelerator, if there is one, if None.
     """
     torch.set_flush_denormal(True)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if cpu_threads is not None or not torch.accelerator.is_available():
+    on_processor = not torch.accelerator.is_available() if device is None else device.type == "cpu"
+    if cpu_threads is not None or on_processor:
         torch.set_num_threads(cpu_threads or max(1, available_cores() // processes))
     keep_freed_memory()
 

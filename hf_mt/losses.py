@@ -49,12 +49,12 @@ def decoder_inputs(model: PreTrainedModel, labels: Tensor) -> Tensor:
 
 def scores_to_sums(logits: Tensor, labels: Tensor, label_smoothing: float) -> LossSums:
     """Sums of (B, T, V) scores against (B, T) labels, as `linear_cross_entropy` gives them."""
-    kept = labels != IGNORE_INDEX
-    logits, labels = logits[kept].float(), labels[kept]  # (N, V), (N,)
+    # torch passes over -100 by itself; a mask would copy all scores, and all their gradients
+    logits, labels = logits.flatten(0, 1).float(), labels.flatten()  # (B * T, V), (B * T,)
     loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
     nll = F.cross_entropy(logits.detach(), labels, reduction="sum") if label_smoothing else loss.detach()
     num_correct = (logits.detach().argmax(-1) == labels).sum().float()
-    return LossSums(loss, nll, num_correct, kept.sum().float())
+    return LossSums(loss, nll, num_correct, (labels != IGNORE_INDEX).sum().float())
 
 
 class LateRDrop(TrainerCallback):

@@ -108,7 +108,7 @@ def _shorter(split: str, side: str, limit: int) -> str:
 def _kernel(experiment: Experiment, data: PreparedData) -> str | None:
     """The attention kernel asked for; on a processor plain products for short sentences, which are faster there."""
     lengths = [tokens.percentile_95 for tokens in data.tokens["train"].values()]
-    if experiment.model.attn_implementation is None and not torch.accelerator.is_available():
+    if experiment.model.attn_implementation is None and experiment.training.device.type == "cpu":
         return "eager" if max(lengths) <= SHORT else None
     return experiment.model.attn_implementation
 

@@ -13,10 +13,12 @@ A step reads from top to bottom: `get_train_dataloader`, `compute_loss`, `log`, 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -159,6 +161,7 @@ class TranslationTrainer(CheckpointingTrainer):
             worker_init_fn=leave_to_the_trainer,
         )
         self.accelerator.even_batches = False  # the sampler deals evenly by itself, and repeats nothing
+        self.accelerator.dataloader_config.non_blocking |= pin  # what is pinned is copied while other work goes on
         return self.accelerator.prepare(loader)
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
@@ -172,10 +175,19 @@ class TranslationTrainer(CheckpointingTrainer):
         else:
             super()._run_epoch(epoch=epoch, **kwargs)
 
-    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Any]:
-        batches, num_items = super().get_batch_samples(*args)
-        self._step_batches = batches  # to be kept if the step goes wrong
-        return batches, num_items
+    def get_batch_samples(self, batches: Iterator[Any], number: int, device: torch.device) -> tuple[list[Any], Any]:
+        if self.stream is not None:  # its loader is not one of Accelerate's, which send batches ahead themselves
+            batches = (send_to_device(batch, device, non_blocking=device.type == "cuda") for batch in batches)
+        self._step_batches, num_items = super().get_batch_samples(batches, number, device)  # kept if it goes wrong
+        return self._step_batches, num_items
+
+    @cached_property
+    def _parameters_in_products(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """As transformers', which goes through all modules of the model again for every micro-batch."""
+        return 6 * inputs["input_ids"].numel() * self._parameters_in_products
 
     # ---- optimizer and loss
 

@@ -48,7 +48,7 @@ STOPPED = (
 def main() -> None:
     experiment = parse_experiment()
     end_with_launcher()
-    prepare_hardware(experiment.training.cpu_threads)
+    prepare_hardware(experiment.training.cpu_threads, experiment.training.device)
     quiet_libraries()
     check_architecture(experiment)
     check_sharding(experiment.training)

@@ -12,6 +12,7 @@ from hf_mt import InputError
 from hf_mt.averaging import (
     MOVING_AVERAGE_NAME,
     MovingAverage,
+    UpdateAverage,
     average_checkpoints,
     checkpoint_weights,
     save_average,
@@ -61,6 +62,17 @@ def test_a_model_has_the_average_within_the_block_and_its_own_weights_after_it()
         assert torch.equal(model.weight, average.weights["weight"])
         raise RuntimeError
     assert torch.equal(model.weight, own) and not torch.equal(own, average.weights["weight"])
+
+
+def test_the_moving_average_follows_a_model_that_moves_when_training_begins() -> None:
+    model = layer()
+    average = MovingAverage(model, 0.9)
+    own = average.weights["weight"]
+    UpdateAverage(average, None).on_train_begin(None, None, None)
+    assert average.weights["weight"] is own, "nothing has moved"
+    average._live = {name: weight.to("meta") for name, weight in model.named_parameters()}
+    UpdateAverage(average, None).on_train_begin(None, None, None)
+    assert {weight.device.type for weight in average.weights.values()} == {"meta"}
 
 
 def test_a_saved_average_goes_on_as_if_it_had_not_been_saved(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from random_models import SENTENCES, build, word_tokenizer
 
-from hf_mt import Translator
+from hf_mt import Translator, hardware
 from hf_mt.hardware import map_in_threads
 
 
@@ -65,6 +65,19 @@ def test_samples_are_drawn_in_one_thread(threads: int) -> None:
     model.register_forward_pre_hook(lambda *_: idents.add(threading.get_ident()) or None)
     translator(SENTENCES, do_sample=True, tokens_per_batch=10)
     assert idents == {threading.get_ident()}
+
+
+def test_a_processor_beside_a_gpu_has_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(hardware, "available_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for device in (None, torch.device("cuda", 0), torch.device("cpu")):
+        hardware.prepare_hardware(device=device)
+    assert told == [4], "for the last one alone"
 
 
 MEMORY = """

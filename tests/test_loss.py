@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_mt.losses import scores_to_sums
 from hf_mt.model import loss_hf_mt
 from hf_mt.model.loss_hf_mt import LossSums, labelled_rows, linear_cross_entropy
 
@@ -181,6 +182,46 @@ def test_a_label_that_is_none_is_an_error(case: Case) -> None:
     case.labels[0, 0] = -1
     with pytest.raises(RuntimeError, match="index -1"):
         sliced(case)
+
+
+class Searches(TorchDispatchMode):
+    """Counts operations that look for the true places of a mask, whose number a GPU has to tell first."""
+
+    ops = torch.ops.aten
+    indexing = (ops.index, ops.index_put, ops.index_put_, ops._index_put_impl_)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in self.indexing:
+            self.count += sum(index is not None and index.dtype == torch.bool for index in args[1])
+        self.count += func.overloadpacket is self.ops.nonzero
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_with_a_label_are_looked_for_once(case: Case) -> None:
+    with Searches() as ours:
+        sliced(case).loss.backward()
+    kept = case.labels != -100
+    with Searches() as masks:
+        (case.hidden[kept].sum() + case.labels[kept].sum()).backward()
+    assert (ours.count, masks.count) == (1, 3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_scores_of_other_models_give_the_same_sums_without_a_copy(case: Case, smoothing: float) -> None:
+    case.labels[0, :3] = (case.hidden @ case.weight.T)[0, :3].argmax(-1)
+    expected = sliced(case, smoothing)
+    with Searches() as searches:
+        sums = scores_to_sums(case.hidden @ case.weight.T, case.labels, smoothing)
+        gradients = case.gradients(sums.loss)
+    assert searches.count == 0
+    for ours, theirs in zip(sums, expected, strict=True):
+        assert relative_error(ours, theirs) < 1e-5 < relative_error(ours, 1.001 * theirs)
+    for ours, theirs in zip(gradients, case.gradients(plain_loss(case, smoothing)), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
 
 
 class LargestTensor(TorchDispatchMode):

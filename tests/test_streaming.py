@@ -398,6 +398,17 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_batches_of_a_stream_are_sent_before_their_labels_are_counted(tokenizer: Any, tmp_path: Path) -> None:
+    run, places = trainer(tmp_path, streamed(tmp_path, numbers(95)), tokenizer), []
+    batches = iter(run.get_train_dataloader())
+    for stream in (run.stream, None):  # the second is the control
+        run.stream = stream
+        step, _ = run.get_batch_samples(batches, 2, torch.device("meta"))
+        places.append({value.device.type for batch in step for value in batch.values()})
+        assert len(step) == 2 and run._step_batches is step
+    assert places == [{"meta"}, {"cpu"}]
+
+
 def test_a_finished_stream_takes_no_step_more(tokenizer: Any, tmp_path: Path) -> None:
     data = streamed(tmp_path, numbers(95))
     trainer(tmp_path / "run", data, tokenizer, max_steps=3, save_strategy="steps", save_steps=3).train()

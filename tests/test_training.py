@@ -176,6 +176,17 @@ def test_sentences_can_be_counted_instead_of_tokens(data: PreparedData, tokenize
     assert len({len(batch["labels"]) for batch in by_tokens.get_train_dataloader()}) > 2
 
 
+def test_the_parameters_of_a_model_are_counted_once(data: PreparedData, tokenizer: Any, tmp_path: Path) -> None:
+    run = trainer(ours(), data, tokenizer, arguments(tmp_path))
+    batch = next(iter(run.get_train_dataloader()))
+    operations = Seq2SeqTrainer.floating_point_ops(run, batch)
+    assert run.floating_point_ops(batch) == operations > 0
+    run.model.num_parameters = None
+    assert run.floating_point_ops(batch) == operations
+    with pytest.raises(TypeError):
+        Seq2SeqTrainer.floating_point_ops(run, batch)
+
+
 def sick_at(run: TranslationTrainer, *steps: int) -> TranslationTrainer:
     """The trainer, in which the loss of these steps is NaN."""
     healthy = run.compute_loss

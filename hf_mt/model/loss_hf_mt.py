@@ -103,10 +103,12 @@ def labelled_rows(hidden: Tensor, labels: Tensor, dtype: torch.dtype | None) -> 
     Args:
         dtype: Of the states returned; None takes autocast's, or leaves them as they are.
     """
-    kept, device_type = labels != IGNORE_INDEX, hidden.device.type
+    device_type = hidden.device.type
     if dtype is None and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-    hidden, labels = hidden[..., kept, :].to(dtype), labels[kept]
+    # looked for once: given the mask, each index and its gradient would count again, for which a GPU is waited for
+    places = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    hidden, labels = hidden[(..., *places, slice(None))].to(dtype), labels[places]
     missing = -len(labels) % HALF_ROWS
     if missing and hidden.dtype.itemsize == 2:
         hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=IGNORE_INDEX)

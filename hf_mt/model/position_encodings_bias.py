@@ -80,7 +80,8 @@ class AlibiPositionEncoding(ScoreBias):
         return slopes + between[: self.num_heads - power]
 
     def prepare(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        slopes = torch.tensor(self.slopes(), device=q_positions.device)
+        # made on the processor and sent: made on a GPU, each stack would wait for all that was asked of it before
+        slopes = torch.tensor(self.slopes(), device="cpu").to(q_positions.device, non_blocking=q_positions.is_cuda)
         return -slopes[:, None, None] * distances(q_positions, k_positions).abs()[None, None]  # (1, H, Q, K)
 
 
