@@ -174,7 +174,7 @@ def _course(report: Report) -> str:
     pictures = {
         f"by {unit}": report.picture(course_figure(histories, unit, kept=kept), f"course-by-{unit}") for unit in units
     }
-    note = "loss and accuracy: dotted in training, with dropout; solid on the development set"
+    note = "loss and accuracy: dotted in training, with dropout; solid in development"
     return tabs("course", pictures) + f'<p class="soft">{note}</p>'
 
 
