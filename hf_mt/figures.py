@@ -57,9 +57,9 @@ def course_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], unit: Unit, *
         for number, log_history in enumerate(runs.values()):
             for key, dashes in lines:
                 found = series(log_history, bleu_key(log_history) if key == "eval_bleu" else key)
-                points = [(getattr(point, unit), point.value * factor) for point in found]
+                points = [(x, point.value * factor) for point in found if (x := getattr(point, unit)) is not None]
                 measured |= bool(points)
-                _draw_line(axes, [point for point in points if point[0] is not None], dashes, _colour(number))
+                _draw_line(axes, points, dashes, _colour(number))
             _draw_moment(axes, _moment(log_history, kept, unit), "kept")
         if not measured:
             _leave_empty(axes)

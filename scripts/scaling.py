@@ -64,11 +64,11 @@ def main() -> None:
                      help="of the peak, that arithmetic reaches")  # fmt: skip
     args = parser.parse_args()
     experiments = [parse_experiment([path]) for path in args.configs]
-    configs = {experiment.name: HfMtConfig(**experiment.architecture) for experiment in experiments}
-    configs |= {name: HfMtConfig(**HEADS, **size) for name, size in PUBLISHED.items()}
-    sizes = [size_of(name, config) for name, config in configs.items()]
+    models = [(experiment.name, HfMtConfig(**experiment.architecture)) for experiment in experiments]
+    models += [(name, HfMtConfig(**HEADS, **size)) for name, size in PUBLISHED.items()]
+    sizes = [size_of(name, config) for name, config in models]
     print(*volume_table(sizes, args.gpus), sep="\n", end="\n\n")
-    steps = step_seconds(args, sizes, list(configs.values()))
+    steps = step_seconds(args, sizes, [config for _, config in models])
     print(*step_table(sizes, steps, args.tokens, PEAK), sep="\n", end="\n\n")
     print(*efficiency_table(sizes, steps, CLUSTERS, args.gpus), sep="\n")
 

@@ -77,13 +77,14 @@ def resident(launcher: psutil.Process) -> list[float]:
     ]
 
 
-def train(profile: str, *options: object) -> tuple[int, str, list[tuple[float, list[float]]]]:
+def train(profile: str, folder: Path, *options: object) -> tuple[int, str, list[tuple[float, list[float]]]]:
     """Exit code, what was printed, and the memory of the processes, second by second."""
     words = [*LAUNCH, ROOT / "configs/accelerate" / profile, ROOT / "scripts/train.py", *options]
-    seen, start = [], time.monotonic()
-    with subprocess.Popen(
-        [str(word) for word in words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    words += ["--output_dir", folder]
+    seen, start, log = [], time.monotonic(), folder.with_suffix(".log")
+    with log.open("w") as output, subprocess.Popen(
+        [str(word) for word in words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=output, stderr=subprocess.STDOUT,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT)),
     ) as launcher:  # fmt: skip
         while launcher.poll() is None:
@@ -92,8 +93,7 @@ def train(profile: str, *options: object) -> tuple[int, str, list[tuple[float, l
             except psutil.Error:  # it has just ended
                 continue
             time.sleep(1)
-        assert launcher.stdout is not None
-        return launcher.returncode, launcher.stdout.read(), seen
+    return launcher.returncode, log.read_text(), seen
 
 
 def test_a_corpus_larger_than_memory_trains_with_constant_memory(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_corpus_larger_than_memory_trains_with_constant_memory(tmp_path: Path)
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG)
     options = (config, f"--train_file={corpus}", f"--validation_file={dev}", f"--max_steps={STEPS}")
-    code, out, seen = train("ddp_cpu.yaml", *options, "--streaming=true", f"--output_dir={tmp_path / 'stream'}")
+    code, out, seen = train("ddp_cpu.yaml", tmp_path / "stream", *options, "--streaming=true")
     assert code == 0, out[-3000:]
     rows = [max(memory) for _, memory in seen if len(memory) == 2]
     early, late = (rows[int(WARM * len(rows)) : len(rows) // 2], rows[len(rows) // 2 :])
@@ -110,6 +110,6 @@ def test_a_corpus_larger_than_memory_trains_with_constant_memory(tmp_path: Path)
     print(f"{PAIRS:,} pairs, {megabytes:.0f} MB of text, at most {LIMIT / 2**20:.0f} MiB a process")
     print(f"resident: {max(early):.0f} MiB in the second quarter, {max(late):.0f} MiB after, in {seen[-1][0]:.0f} s")
     assert growth < 0.03
-    code, out, _ = train("cpu.yaml", *options, "--streaming=false", f"--output_dir={tmp_path / 'held'}")
+    code, out, _ = train("cpu.yaml", tmp_path / "held", *options, "--streaming=false")
     assert code == 1 and "this machine's memory is full" in out, out[-3000:]  # the launcher's code
     print(next(line for line in out.splitlines() if "memory is full" in line))
