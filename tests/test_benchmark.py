@@ -89,7 +89,8 @@ def results(tmp_path: Path) -> suites.Results:
     peak = {"square_gflops": 8.0, "shapes_gflops": 5.0, "gflop_per_target_token": 0.02}
     found.add({"suite": "peak", "size": "tiny", "system": "matrix products", **peak})
     for system, speed in (("hf_mt", 30.0), ("Marian, generate", 20.0)):
-        found.add({"suite": "decoding", "num_beams": 5, "system": system, "sentences_per_second": speed})
+        row = {"suite": "decoding", "num_beams": 5, "batch_size": 64, "system": system}
+        found.add({**row, "sentences_per_second": speed})
     for length in suites.LENGTHS:
         row = {"suite": "length", "length": length, "system": "hf_mt rope", "step_mib": 1.0 * length}
         found.add({**row, "microseconds_per_token": 2.0 * length})
@@ -103,7 +104,7 @@ def test_tables_have_medians_and_ratios(tmp_path: Path) -> None:
     text = tables.report(results(tmp_path))
     assert "| hf_mt rope | 200 | 1.00 | 1.0 % | 30.0 % | 900 | 80 % (50 % of square) | 3 |" in text
     assert "| Other | 50 | 4.00 |" in text and "9,000" not in text
-    assert "| Marian, generate | 5 | 20 | 1.50 | 1 |" in text
+    assert "| Marian, generate | 5 | 64 | 20 | 1.50 | 1 |" in text
     assert "| products | 70.0 % |" in text and "| between operations | 30.0 % |" in text
     assert "| hf_mt rope | 64 | 128 | 256 | 512 | 1,024 | 2,048 |" in text
     assert "torch 2" in text

@@ -18,6 +18,7 @@ from hf_mt.text_files import write_whole
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)
 BEAMS = (5, 1)
+BATCHES = (64, 256)  # sentences decoded at a time
 
 
 class Results:
@@ -115,14 +116,15 @@ def peak_plan(results: Results, job: Mapping[str, Any], sizes: Sequence[str]) ->
 
 def decoding_plan(text: Mapping[str, Any], job: Mapping[str, Any], opennmt_model: Path) -> list:
     """Decoding by each system with 5 beams and greedily; CTranslate2 takes the model that OpenNMT-py saved."""
-    given = {"size": SIZES["tiny"], "batch_size": 64, "sentences": 1024, "length": 15}
+    given = {"size": SIZES["tiny"], "sentences": 1024, "length": 15, "opennmt_model": str(opennmt_model)}
     return [
         (
-            {"suite": "decoding", "num_beams": beams, "system": system},
+            {"suite": "decoding", "num_beams": beams, "batch_size": batch, "system": system},
             program,
-            {**text, **job, **given, "num_beams": beams, "opennmt_model": str(opennmt_model)},
+            {**text, **job, **given, "num_beams": beams, "batch_size": batch},
         )
         for beams in BEAMS
+        for batch in BATCHES
         for system, program in DECODING.items()
         if system != "CTranslate2" or opennmt_model.is_file()
     ]

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.suites import BEAMS, LENGTHS, Results
+from benchmarks.suites import BATCHES, BEAMS, LENGTHS, Results
 from hf_mt.figures import COLOURS, panels, save_png
 from hf_mt.hardware import machine
 from hf_mt.markdown import table
@@ -70,14 +71,16 @@ def _share_of_peak(system: str, speed: float, peaks: Sequence[dict[str, Any]]) -
 
 def decoding_table(results: Results) -> str:
     rows = []
-    for beams in BEAMS:
-        ours = results.of(suite="decoding", num_beams=beams, system="hf_mt")
-        for system in _systems(results, suite="decoding", num_beams=beams):
-            found = results.of(suite="decoding", num_beams=beams, system=system)
+    for beams, batch in product(BEAMS, BATCHES):
+        job = {"suite": "decoding", "num_beams": beams, "batch_size": batch}
+        ours = results.of(**job, system="hf_mt")
+        for system in _systems(results, **job):
+            found = results.of(**job, system=system)
             speed = median_of(found, "sentences_per_second")
             ratio = median_of(ours, "sentences_per_second") / speed if ours else 0
-            rows.append([system, beams, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
-    return table(("Decoding", "beams", "sentences/s", "speed of hf_mt / this", "runs"), rows) if rows else ""
+            rows.append([system, beams, batch, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
+    header = ("Decoding", "beams", "sentences a batch", "sentences/s", "speed of hf_mt / this", "runs")
+    return table(header, rows) if rows else ""
 
 
 def profile_table(results: Results) -> str:
