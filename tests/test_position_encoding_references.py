@@ -219,7 +219,7 @@ def test_fire_follows_the_equation(tiny_config: Callable[..., Any], causal: bool
 
 
 def test_xpos_follows_the_equation(tiny_config: Callable[..., Any]) -> None:
-    """Equation 17 in complex numbers: q k (zeta e^(i theta))^(n - m)."""
+    """Equation 10 in complex numbers: q k (zeta e^(i theta))^(n - m)."""
     encoding = encoding_of(tiny_config, causal=True, position_encoding="xpos")
     q, k = random_queries_and_keys(9)
     positions = POSITIONS * 50
@@ -282,7 +282,7 @@ def test_deberta_is_that_of_transformers(tiny_config: Callable[..., Any]) -> Non
 
 
 def cope_by_the_equations(encoding: Any, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
-    """Equations 3 to 5 of Golovneva et al. 2024 for the query at i and the key at j of one head, (Q, E) each."""
+    """Gate, position and interpolation of CoPE for the query at i and the key at j of one head, (Q, E) each."""
     counted = range(min(i, j), max(i, j) + 1)
     position = sum(torch.sigmoid(q[i] @ k[n] / 8**0.5) for n in counted).clamp(max=encoding.max_position)
     table = encoding.table[0 if j <= i else -1]

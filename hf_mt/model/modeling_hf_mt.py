@@ -136,8 +136,9 @@ class HfMtStack(HfMtPreTrainedModel):
         """(Q,) of a sequence: 0, 1, 2, ...; in training moved or spread at random, if the configuration says so.
 
         Source: Kiyono et al. 2021 (https://arxiv.org/abs/2109.05644) for `position_shift`, Ruoss et al. 2023
-        (https://arxiv.org/abs/2305.16843) for `randomized_positions`; as there, one draw a batch. The latter draw in
-        evaluation, too, where we count.
+        (https://arxiv.org/abs/2305.16843) for `randomized_positions`; one draw a batch, where the former's code
+        draws for each sentence. In evaluation we count 0, 1, 2; there the former count from the largest shift, and
+        the latter draw, too.
 
         Raises:
             ValueError: The sequence is longer than `randomized_positions`.

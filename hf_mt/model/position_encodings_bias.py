@@ -67,7 +67,7 @@ class AlibiPositionEncoding(ScoreBias):
     """A penalty on scores that grows with distance, at a fixed slope for each head.
 
     Source: Press et al. 2022, section 3 (https://arxiv.org/abs/2108.12409). The encoder penalises both directions
-    alike, as its authors do for bidirectional models; in the decoder the causal mask leaves the published form.
+    alike, as its authors propose in their repository; in the decoder the causal mask leaves the published form.
     """
 
     citation = "Press et al. 2022, https://arxiv.org/abs/2108.12409"
@@ -88,8 +88,9 @@ class AlibiPositionEncoding(ScoreBias):
 class KerplePositionEncoding(ScoreBias):
     """A penalty on scores that grows with the logarithm of distance; each head learns its height and its width.
 
-    Source: Chi et al. 2022, equation 6, logarithmic kernel (https://arxiv.org/abs/2205.09921). The encoder penalises
-    both directions alike. A softplus keeps both parameters positive, where the authors' code clips them.
+    Source: Chi et al. 2022, section 4, logarithmic variant (https://arxiv.org/abs/2205.09921). The encoder penalises
+    both directions alike. A softplus keeps both parameters positive, where the authors' code clips them; as in that
+    code, the bias is added to scores that are divided already.
     """
 
     citation = "Chi et al. 2022, https://arxiv.org/abs/2205.09921"
@@ -111,9 +112,9 @@ class KerplePositionEncoding(ScoreBias):
 class FirePositionEncoding(ScoreBias):
     """A small network maps distance, as a share of the distance back to the start, to a score for each head.
 
-    Source: Li et al. 2023, equation 4 with the transform of section 3.2 (https://arxiv.org/abs/2310.04418). There a
-    query at i has only keys before it, and i bounds their distance. In the encoder the later of query and key takes
-    the part of i, so that padding changes nothing, and the share has the sign of the direction.
+    Source: Li et al. 2023, with log transform and threshold (https://arxiv.org/abs/2310.04418). There a query at i has
+    only keys before it, and i bounds their distance. In the encoder the later of query and key takes the part of i, so
+    that padding changes nothing, and the share has the sign of the direction.
     """
 
     relative = False
@@ -122,8 +123,7 @@ class FirePositionEncoding(ScoreBias):
 
     def __init__(self, config: HfMtConfig, *, num_heads: int, bidirectional: bool):
         super().__init__(config, num_heads=num_heads, bidirectional=bidirectional)
-        # up to L tokens from the start distances count as they are; the paper begins with the length of its contexts,
-        # of which a sentence fills a small part
+        # up to L tokens from the start distances count as they are
         self.first_threshold = config.max_position_embeddings / 8
         self.extent = nn.Parameter(torch.empty(2))  # c, and L as a multiple of the first one
         self.inner = nn.Parameter(torch.empty(2, self.hidden))  # weights and offsets

@@ -27,8 +27,9 @@ class ClippedDistances(PositionEncoding):
 class ShawPositionEncoding(ClippedDistances):
     """A learned vector for each clipped distance, added to keys and to values.
 
-    Source: Shaw et al. 2018, equations 3 to 5 (https://arxiv.org/abs/1803.02155); as there, heads share the tables,
-    and scores follow the efficient form of section 3.3. Checked against the direct form of the equations.
+    Source: Shaw et al. 2018, equations 3 to 5 (https://arxiv.org/abs/1803.02155); heads share the tables and
+    scores follow the efficient form, as in section 3.3, and here layers share the tables, too. Checked against the
+    direct form of the equations.
     """
 
     uses_weights = True
@@ -85,11 +86,11 @@ class DebertaPositionEncoding(ClippedDistances):
 class CopePositionEncoding(PositionEncoding):
     """Positions count only the words that matter to the query, each by a gate between 0 and 1.
 
-    Source: Golovneva et al. 2024, equations 3 to 6 (https://arxiv.org/abs/2405.18719): the gate of a pair is the
-    sigmoid of its score, a key's position the sum of the gates from it to the query, its score the product of the
-    query with a vector interpolated between whole positions, at most `max_relative_position`. Gates take the scores
-    as attention does, divided by sqrt(E). In the encoder keys that follow count onwards from the query, with vectors
-    of their own. Slow: it needs every score before any bias.
+    Source: Golovneva et al. 2024 (https://arxiv.org/abs/2405.18719): the gate of a pair is the sigmoid of its score, a
+    key's position the sum of the gates from it to the query, its score the product of the query with a vector
+    interpolated between whole positions, at most `max_relative_position`. Gates take the scores as attention does,
+    divided by sqrt(E), which is how the authors' code (facebookresearch/RAM) does it. In the encoder keys that follow
+    count onwards from the query, with vectors of their own. Slow: it needs every score before any bias.
     """
 
     uses_bias = True

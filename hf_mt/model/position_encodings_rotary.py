@@ -105,14 +105,16 @@ def _linear_frequencies(exponents: Tensor, rope: dict[str, Any]) -> tuple[Tensor
 
 
 def _ntk_frequencies(exponents: Tensor, rope: dict[str, Any]) -> tuple[Tensor, float]:
-    """A larger base: the slowest angle is divided by `factor`, the fastest stays (YaRN paper, equation 16)."""
+    """A larger base: the slowest angle is divided by `factor`, the fastest stays (YaRN, arXiv v2, equation 16)."""
     dim = 2 * len(exponents)
     stretched = rope.get("rope_theta", 10000.0) * rope["factor"] ** (dim / max(dim - 2, 1))
     return stretched**-exponents, 1.0
 
 
 def _yarn_frequencies(exponents: Tensor, rope: dict[str, Any]) -> tuple[Tensor, float]:
-    """Slow angles divided by `factor`, fast ones kept, a ramp between (YaRN paper, equations 17 to 22)."""
+    """Slow angles divided by `factor`, fast ones kept, a ramp between (YaRN, arXiv v2, equations 17 to 22).
+
+    The ramp goes over pairs, as that of transformers; the paper's over turns."""
     theta, factor, dim = rope.get("rope_theta", 10000.0), rope["factor"], 2 * len(exponents)
 
     def pair_that_turns(times: float) -> float:
@@ -140,8 +142,9 @@ ROPE_SCALINGS = {
 class XposPositionEncoding(RotaryPositionEncoding):
     """RoPE whose products also shrink with distance: queries fall and keys grow exponentially with position.
 
-    Source: Sun et al. 2022, equations 17 and 18 (https://arxiv.org/abs/2212.10554), gamma 0.4 and a scale base of 512
-    tokens. It needs keys before the query, which the encoder's are not: there it is RoPE.
+    Source: Sun et al. 2022, section 3.2, equations 9 and 10 (https://arxiv.org/abs/2212.10554), with gamma 0.4 and a
+    scale base of 512 tokens, as in their code (torchscale). It needs keys before the query, which the encoder's are
+    not: there it is RoPE.
     """
 
     citation = "Sun et al. 2022, https://arxiv.org/abs/2212.10554"
@@ -165,9 +168,9 @@ class XposPositionEncoding(RotaryPositionEncoding):
 class PolarPositionEncoding(PositionEncoding):
     """Each dimension becomes a complex number: its length says what the word is, its angle where it stands.
 
-    Source: Gopalakrishnan et al. 2025 (https://arxiv.org/abs/2509.10534), section 3: the softplus of queries and keys
-    is the length, position times frequency the angle, with a learned angle for each dimension of the keys. The real
-    and imaginary parts double the width of queries and keys.
+    Source: Gopalakrishnan et al. 2025, equation 6 (https://arxiv.org/abs/2509.10534): the softplus of queries and keys
+    is the length, position times frequency the angle, with a learned angle for each dimension of the keys, here near
+    zero at first (there zero), and without bounds. The real and imaginary parts double the width of queries and keys.
     """
 
     widens = True
