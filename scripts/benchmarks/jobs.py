@@ -41,6 +41,7 @@ TRAINING: dict[str, str] = {  # system -> program
     "Marian, Seq2SeqTrainer, by length": "train_marian.py",
     "torch.nn.Transformer loop": "train_torch.py",
     "OpenNMT-py": "train_opennmt.py",
+    "OpenNMT-py, torch of hf_mt": "train_opennmt.py",
     "JoeyNMT": "train_joeynmt.py",
 }
 DECODING: dict[str, str] = {
