@@ -1,6 +1,6 @@
 """What training on many GPUs would send, and how much of their speed would be left; see model_cards/scaling.md.
 
-python scripts/scaling.py configs/multi30k_en_de.yaml configs/report/set4.yaml --measure
+python scripts/scaling.py configs/report/set4.yaml --measure
 
 What a step takes on one GPU is measured here with `--measure`, told with `--step_milliseconds`, one number for each
 row of the first table, or else taken from the peak of an H100 and `--peak_share`.
@@ -27,10 +27,20 @@ CLUSTERS = (
     Cluster("PCIe 5, 1 x NDR", per_machine=8, inside=64e9, between=50e9),
 )
 PEAK = 989e12  # of the same GPU, bfloat16
-BASE = {"d_model": 512, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "vocab_size": 37000}
-BIG = {"d_model": 1024, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "vocab_size": 37000}
-PUBLISHED = {"Transformer base": BASE, "Transformer big": BIG}  # Vaswani et al. 2017, table 3
-HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_layers": 6, "decoder_layers": 6}
+
+
+def symmetric(d_model: int, ffn_dim: int, heads: int, layers: int, vocab_size: int) -> HfMtConfig:
+    """Encoder and decoder of one size."""
+    widths = {"ffn_dim": ffn_dim, "attention_heads": heads, "layers": layers}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in widths.items()}
+    return HfMtConfig(d_model=d_model, vocab_size=vocab_size, **sides)
+
+
+PUBLISHED = {  # Wu et al. 2021 (https://arxiv.org/abs/2105.14462), with fewer subwords; Vaswani et al. 2017, table 3
+    "Transformer tiny": symmetric(128, 256, heads=4, layers=4, vocab_size=6000),
+    "Transformer base": symmetric(512, 2048, heads=8, layers=6, vocab_size=37000),
+    "Transformer big": symmetric(1024, 4096, heads=8, layers=6, vocab_size=37000),
+}
 
 
 def step_seconds(args: argparse.Namespace, sizes: Sequence[Size], configs: Sequence[HfMtConfig]) -> list[float]:
@@ -53,7 +63,7 @@ def step_seconds(args: argparse.Namespace, sizes: Sequence[Size], configs: Seque
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument("configs", type=word, nargs="*",
-                        help="beside Transformer base and big; those that name vocab_size")  # fmt: skip
+                        help="beside Transformer tiny, base and big; those that name vocab_size")  # fmt: skip
     parser.add_argument("--gpus", nargs="+", type=whole_number(1, 10**6), default=[1, 8, 64])
     parser.add_argument("--tokens", type=whole_number(1, 10**9), default=25000,
                         help="source, and as many target tokens a GPU and step")  # fmt: skip
@@ -65,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     experiments = [parse_experiment([path]) for path in args.configs]
     models = [(experiment.name, HfMtConfig(**experiment.architecture)) for experiment in experiments]
-    models += [(name, HfMtConfig(**HEADS, **size)) for name, size in PUBLISHED.items()]
+    models += PUBLISHED.items()
     sizes = [size_of(name, config) for name, config in models]
     print(*volume_table(sizes, args.gpus), sep="\n", end="\n\n")
     steps = step_seconds(args, sizes, [config for _, config in models])
