@@ -14,17 +14,27 @@ from hf_mt.experiment import typed_values
 from hf_mt.loading import settings_of_run
 from hf_mt.pair_files import read_lines
 from hf_mt.run_folder import CONFIG_NAME
-from hf_mt.scores import PREFIXES, Split, corpus_scores, scorers, sentences_file, write_sentence_scores
+from hf_mt.scores import (
+    PREFIXES,
+    Split,
+    check_tokenizer,
+    corpus_scores,
+    scorers,
+    sentences_file,
+    write_sentence_scores,
+)
 from hf_mt.scoring import corpus_perplexity, score_pairs
 from hf_mt.search_limits import check_limits, model_setting
 from hf_mt.settings import Setting, convert, did_you_mean, read_options
-from hf_mt.slices import slice_metrics, write_analysis
+from hf_mt.slices import describe_outputs, slice_metrics, write_analysis
 from hf_mt.text_files import check_folder, one_line, open_output
 from hf_mt.translation import Translator
 
 
 LANGUAGES = ("source_lang", "target_lang")
 SEARCH = ("num_beams", "length_penalty")
+KINDS = ("tokenized_scores", "bleu_tokenize")  # of scores beside those that every run has
+FLAVOUR = {"lowercase", "tokenize"}  # of the only scores that are wanted
 SOURCES = ("dataset_name", "train_file", "validation_file", "test_file")
 LIMITS = ("max_eval_samples", "max_predict_samples")
 WITH_A_SOURCE = ("dataset_config_name", "dataset_revision", "source_column", "target_column", *LIMITS)
@@ -43,6 +53,8 @@ class EvaluationArguments:
         tokens_per_batch: Padded source tokens times beams.
         lowercase: As in `corpus_scores`.
         tokenize: As in `corpus_scores`.
+        tokenized_scores: Whether scores of lower-cased tokens are wanted too, as the key of training that it is.
+        bleu_tokenize: A tokenizer whose BLEU is wanted too, likewise.
         more_references: Files of further references, a line each.
         comet: A model of COMET, to score with it too.
         comet_program: See `hf_mt.comet`.
@@ -60,6 +72,8 @@ class EvaluationArguments:
     tokens_per_batch: int = 16384
     lowercase: bool = False
     tokenize: str = "13a"
+    tokenized_scores: bool = False
+    bleu_tokenize: str = "13a"
     more_references: None | str | list[str] = None
     comet: str | None = None
     comet_program: str = PROGRAM
@@ -72,7 +86,7 @@ class EvaluationArguments:
 def parse_evaluation(argv: Sequence[str]) -> tuple[EvaluationArguments, DataArguments]:
     """What `[MODEL] [--key value ...]` asks for; keys are those of `EvaluationArguments` and `DataArguments`.
 
-    Languages, data and prefix are those of the run, also for a checkpoint in its folder, as its
+    Languages, data, prefix and kinds of scores are those of the run, also for a checkpoint in its folder, as its
     `config_resolved.yaml` has them, unless given; another source of data replaces the run's whole source.
 
     Raises:
@@ -90,12 +104,14 @@ def parse_evaluation(argv: Sequence[str]) -> tuple[EvaluationArguments, DataArgu
     for name in options:
         if name not in flags:
             raise InputError(f"unknown option --{name}{did_you_mean(name, list(flags))}")
-    own = {name: _value(name, setting, hints[name]) for name, setting in options.items() if name in hints}
+    run = {} if model is None else settings_of_run(model)
+    asked = {name: run[name] for name in KINDS if name in run and not FLAVOUR & options.keys()} | options
+    own = {name: _value(name, setting, hints[name]) for name, setting in asked.items() if name in hints}
     if (model or own.get("hypotheses")) is None:
         raise InputError("nothing to evaluate: give a run folder or model first, or --hypotheses FILE")
     check_limits(**{name: own.get(name) for name in (*SEARCH, "tokens_per_batch")})
     given = {name: setting for name, setting in options.items() if name in data_hints}
-    values = typed_values({**_data_of_run(model, given), **given})
+    values = typed_values({**_data_of_run(run, given), **given})
     missing = [f"--{name}" for name in ("source_lang", "target_lang") if not values.get(name)]
     if missing:
         raise InputError(f"{' and '.join(missing)} needed, since no run folder with {CONFIG_NAME} tells")
@@ -109,13 +125,12 @@ def _value(name: str, setting: Setting, hint: Any) -> Any:
         raise InputError(f"{setting.where}: {name}: {error}") from None
 
 
-def _data_of_run(model: str | None, given: Mapping[str, Setting]) -> dict[str, Setting]:
+def _data_of_run(run: Mapping[str, Setting], given: Mapping[str, Setting]) -> dict[str, Setting]:
     """The run's own settings of data; nothing about its source if another is given."""
     names = {field.name for field in fields(DataArguments)}
     if any(name in given for name in SOURCES):
         names -= {*SOURCES, *WITH_A_SOURCE}
-    settings = {} if model is None else settings_of_run(model)
-    return {name: setting for name, setting in settings.items() if name in names}
+    return {name: setting for name, setting in run.items() if name in names}
 
 
 def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progress: bool = False) -> dict[str, Any]:
@@ -133,6 +148,7 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     if folder is not None:
         check_folder(folder)
     scorers(lowercase=args.lowercase, tokenize=args.tokenize)
+    check_tokenizer(args.bleu_tokenize)
     if args.comet is not None:
         find_program(args.comet_program)
     pairs = load_corpus(data, splits=(args.split,))[args.split]["translation"]
@@ -144,8 +160,7 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
         hypotheses, found = _translate(args, data, sources, targets, show_progress)
     else:
         hypotheses, found = read_lines(Path(args.hypotheses)), {}
-    found |= corpus_scores(hypotheses, references, lowercase=args.lowercase, tokenize=args.tokenize)
-    found |= slice_metrics(sources, hypotheses, references)
+    found |= _scores(args, sources, hypotheses, references)
     if args.comet is not None:
         found["comet"] = comet_score(sources, hypotheses, targets, model=args.comet, program=args.comet_program)
         found["comet_signature"] = f"model:{args.comet}"
@@ -156,6 +171,16 @@ def evaluate_model(args: EvaluationArguments, data: DataArguments, *, show_progr
     if folder is not None:
         _write(folder, args.split, results, sources, hypotheses, references)
     return results
+
+
+def _scores(
+    args: EvaluationArguments, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float | str]:
+    if not args.lowercase and args.tokenize == "13a":
+        tokenized, tokenize = args.tokenized_scores, args.bleu_tokenize
+        return describe_outputs(sources, hypotheses, references, tokenized=tokenized, tokenize=tokenize)
+    scores = corpus_scores(hypotheses, references, lowercase=args.lowercase, tokenize=args.tokenize)
+    return scores | slice_metrics(sources, hypotheses, references)
 
 
 def _all_references(args: EvaluationArguments, targets: Sequence[str]) -> list[list[str]]:

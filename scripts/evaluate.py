@@ -8,7 +8,9 @@ folder has defaults, and
     --split validation|test        --output_dir DIR            (MODEL/evaluation/NAME of the test file)
     --num_beams N                  --length_penalty X          (the model's own)
     --tokens_per_batch N           --device D                  --revision R     --trust_remote_code
-    --lowercase  --tokenize none   for text that is lower-cased or tokenised: scores get other names
+    --tokenized_scores true        also BLEU of lower-cased tokens       (the run's own)
+    --bleu_tokenize zh             also BLEU by another tokenizer        (the run's own)
+    --lowercase  --tokenize none   no other scores than of lower-cased or tokenised text: they get other names
     --more_references FILE         further references; '["FILE", "FILE"]' for several
     --comet MODEL                  also COMET, by the program --comet_program (comet-score)
     --hypotheses FILE              scores these translations, with or without MODEL

@@ -287,6 +287,24 @@ def test_a_checkpoint_is_evaluated_as_its_run_is(tmp_path: Path) -> None:
         parse_evaluation([str(tmp_path / "elsewhere")])
 
 
+def test_a_run_is_scored_as_its_training_scored_it(tmp_path: Path) -> None:
+    (tmp_path / "test.en").write_text("a dog .\n")
+    (tmp_path / "test.de").write_text("Ein Hund .\n")
+    (tmp_path / "hyp").write_text("ein Hund .\n")
+    settings = f"source_lang: en\ntarget_lang: de\ntest_file: {tmp_path / 'test'}\n"
+    (tmp_path / "config_resolved.yaml").write_text(f"{settings}tokenized_scores: true\nbleu_tokenize: char\n")
+
+    def scores(*words: str) -> set[str]:
+        found = evaluate_model(*parse_evaluation([str(tmp_path), f"--hypotheses={tmp_path / 'hyp'}", *words]))
+        return {name.removeprefix("test_") for name in found if "bleu" in name and "signature" not in name}
+
+    assert scores() >= {"bleu", "bleu_lc_tok", "bleu_char"}
+    assert not {"bleu_lc_tok", "bleu_char"} & scores("--tokenized_scores=false", "--bleu_tokenize=13a")
+    assert "bleu_char" not in scores("--lowercase") and "bleu_lc" in scores("--lowercase")
+    with pytest.raises(InputError, match="13b"):
+        scores("--bleu_tokenize=13b")
+
+
 def test_the_size_of_one_development_set_is_not_that_of_another(tmp_path: Path) -> None:
     (tmp_path / "config_resolved.yaml").write_text(
         "source_lang: en\ntarget_lang: de\nvalidation_file: own\nmax_eval_samples: 3\n"

@@ -32,7 +32,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "rmsnorm": partial(nn.RMSNorm, eps=torch.finfo(torch.float32).eps),
 }
 
-
 # numbers that a processor's vector holds
 LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
