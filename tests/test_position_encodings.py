@@ -410,9 +410,10 @@ def test_shifted_positions_keep_their_distances(tiny_model: Build) -> None:
 
 def test_randomized_positions_ascend_within_their_range(tiny_model: Build) -> None:
     model = tiny_model(randomized_positions=30).train()
-    drawn = torch.stack([positions for _ in range(40) for positions in positions_of(model)])
+    drawn = torch.stack([positions for _ in range(400) for positions in positions_of(model)])
     assert (drawn.diff() > 0).all()
     assert drawn.unique().tolist() == list(range(30))
+    assert 0.05 < (drawn[:, -1] < 12).float().mean() < 0.6  # near to 0, 1, 2, ..., which all of 30 hardly ever give
     assert torch.equal(positions_of(tiny_model(randomized_positions=8).train())[0], torch.arange(8))
     with pytest.raises(ValueError, match=r"9 tokens does not fit in randomized_positions \(8\)"):
         positions_of(tiny_model(randomized_positions=8).train(), 9)

@@ -62,9 +62,9 @@ class HfMtConfig(PreTrainedConfig):
         encoder_position_encoding, decoder_position_encoding: Likewise, for one side, where the sides differ.
         position_shift: In training all positions of a batch move by a random number up to this (SHAPE,
             https://arxiv.org/abs/2109.05644), so that absolute positions mean little. 0 moves none.
-        randomized_positions: In training positions are a random ascending choice of this many
+        randomized_positions: In training positions are a random ascending choice of up to this many
             (https://arxiv.org/abs/2305.16843), so that longer input brings no unseen position. 0 counts 0, 1, 2, ...,
-            as translating always does, where the paper draws at random too.
+            as translating always does, where the paper draws at random too, always of all.
         max_position_embeddings: Longest sequence of the learned table; for the other encodings the default
             maximum length of generation. Eight times the unit of the threshold that `fire` learns: a trained model of
             it needs the value that it was trained with.

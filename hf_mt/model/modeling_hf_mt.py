@@ -138,7 +138,8 @@ class HfMtStack(HfMtPreTrainedModel):
         Source: Kiyono et al. 2021 (https://arxiv.org/abs/2109.05644) for `position_shift`, Ruoss et al. 2023
         (https://arxiv.org/abs/2305.16843) for `randomized_positions`; one draw a batch, where the former's code
         draws for each sentence. In evaluation we count 0, 1, 2; there the former count from the largest shift, and
-        the latter draw, too.
+        the latter draw, too. So that counting is nothing new to a model, its positions are spread over the first n,
+        and log n is uniform from the length up to all of them; the paper's n is always all.
 
         Raises:
             ValueError: The sequence is longer than `randomized_positions`.
@@ -150,8 +151,15 @@ class HfMtStack(HfMtPreTrainedModel):
         if farthest:
             if length > farthest:
                 raise ValueError(f"a sequence of {length} tokens does not fit in randomized_positions ({farthest})")
-            positions = torch.randperm(farthest, device=device)[:length].sort().values
+            positions = _spread_positions(length, farthest, device)
         return positions + torch.randint(shift + 1, (1,), device=device) if shift else positions
+
+
+def _spread_positions(length: int, farthest: int, device: torch.device) -> Tensor:
+    """(length,) ascending numbers below n, chosen at random, as n is: log n is uniform from `length` to `farthest`."""
+    n = length * (farthest / length) ** torch.rand(1, device=device)  # not read here, which would wait for a GPU
+    order = torch.rand(farthest, device=device).masked_fill(torch.arange(farthest, device=device) >= n.ceil(), 1.0)
+    return order.argsort(stable=True)[:length].sort().values
 
 
 def _require_one(ids: Tensor | None, embeds: Tensor | None) -> Tensor:
