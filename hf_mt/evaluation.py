@@ -104,6 +104,8 @@ def parse_evaluation(argv: Sequence[str]) -> tuple[EvaluationArguments, DataArgu
     for name in options:
         if name not in flags:
             raise InputError(f"unknown option --{name}{did_you_mean(name, list(flags))}")
+    if FLAVOUR & options.keys() and options.keys() & set(KINDS):
+        raise InputError(f"give {' and '.join(KINDS)}, or lowercase and tokenize, whose scores come instead of theirs")
     run = {} if model is None else settings_of_run(model)
     asked = {name: run[name] for name in KINDS if name in run and not FLAVOUR & options.keys()} | options
     own = {name: _value(name, setting, hints[name]) for name, setting in asked.items() if name in hints}

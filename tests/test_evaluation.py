@@ -303,6 +303,8 @@ def test_a_run_is_scored_as_its_training_scored_it(tmp_path: Path) -> None:
     assert "bleu_char" not in scores("--lowercase") and "bleu_lc" in scores("--lowercase")
     with pytest.raises(InputError, match="13b"):
         scores("--bleu_tokenize=13b")
+    with pytest.raises(InputError, match="or lowercase and tokenize"):
+        scores("--bleu_tokenize=char", "--lowercase")
 
 
 def test_the_size_of_one_development_set_is_not_that_of_another(tmp_path: Path) -> None:
