@@ -18,7 +18,7 @@ from hf_mt.arguments import bleu_of
 END_OF_RUN = 0.2  # the share of a run whose gain tells whether it was over
 MIN_BLEU_GAIN = 0.2  # smaller gains are within what another seed changes
 MIN_LOSS_GAIN = 0.02  # nats: 2 % of perplexity
-OVERFITTING = 0.05  # nats: 5 % of perplexity; a loss that rose by less than this did not rise
+OVERFITTING = 0.05  # nats: 5 % of perplexity; a loss that changed by less than this did not change
 UNLEARNT_LOSS = 3.0  # nats: a perplexity of 20 a subword, which no model that translates has on its training data
 
 
@@ -90,7 +90,8 @@ def verdict(log_history: Sequence[Mapping[str, Any]], *, max_steps: int | None =
     """Say in one line how training went and what to do next; the first words name the case.
 
     - `diverged`: the last loss is not finite; or the training loss gave back more than half of what it had gained; or
-      it stays above 3 nats, where a model lands that ignores the source and all words before.
+      it stays above 3 nats, where a model lands that ignores the source and all words before; or it still falls there,
+      and the development loss hardly fell below its first value, so that what was learnt holds for no other text.
     - `still improving`: the last fifth of the run gained over 0.2 BLEU or lowered development perplexity by over 2 %.
     - `overfitting`: otherwise, development perplexity ends 5 % above its minimum while the training loss kept falling.
     - `converged`: otherwise.
@@ -126,9 +127,18 @@ def _failure(train: Sequence[Point], dev: Sequence[Point]) -> str | None:
     noise = median(abs(one - other) for one, other in pairwise(levels)) if len(levels) > 1 else 0.0
     if end - low > max(0.5 * (start - low), 3 * noise, OVERFITTING):
         return f"diverged: the training loss rose from {low:.2f} to {end:.2f}; {cure}"
-    if end > UNLEARNT_LOSS and len(levels) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:
-        where = f"above {UNLEARNT_LOSS:.2f}, where words are guessed"
-        return f"diverged: the training loss stays at {end:.2f}, {where}; {cure}"
+    words = _unlearnt_words(train, dev, end)
+    return f"diverged: the training loss {words}; {cure}" if words and end > UNLEARNT_LOSS else None
+
+
+def _unlearnt_words(train: Sequence[Point], dev: Sequence[Point], end: float) -> str | None:
+    """How a training loss too high for any translation shows that it will stay so; None where it may not."""
+    if len(_levels(train)) > 2 and _loss_gain(train) < MIN_LOSS_GAIN:
+        return f"stays at {end:.2f}, above {UNLEARNT_LOSS:.2f}, where words are guessed"
+    values = [point.value for point in finite(dev)]
+    if len(values) > 2 and values[0] - min(values) < OVERFITTING:
+        never = f"never fell {OVERFITTING:.2f} below its first, {values[0]:.2f}"
+        return f"is still {end:.2f}, and the development loss {never}"
     return None
 
 

@@ -71,6 +71,15 @@ def test_a_flat_loss_above_three_nats_is_one_of_guesses() -> None:
     assert verdict(history(decay(9, 2.9, 20), decay(9, 4, 20, 10))).startswith("converged")
 
 
+def test_a_loss_that_falls_on_the_training_text_alone_is_no_overfitting() -> None:
+    """As of a deep post-norm model without warm-up: its development loss is no better than after the first epoch."""
+    falling, bleu = decay(7.6, 6.0, 2), [0.02, 0.02, 0.01, 0.0, 0.01]
+    assert verdict(history(falling, [7.01, 6.98, 7.30, 7.11, 7.24], bleu)).startswith("diverged: the training loss is")
+    assert verdict(history(falling, [7.90, 6.98, 7.30, 7.11, 7.24], bleu)).startswith("overfitting")  # it did learn
+    low = decay(7.6, 1.0, 2)
+    assert verdict(history(low, [7.01, 6.98, 7.30, 7.11, 7.24], bleu)).startswith("overfitting")
+
+
 def test_noise_of_the_batches_is_no_divergence() -> None:
     noise = np.random.default_rng(0).normal(0, 0.15, 200)
     level = history([1.2 + shift for shift in noise], [1.4, 1.4, 1.4])
