@@ -23,6 +23,7 @@ from hf_mt.verdict import bleu_key, series
 
 
 INK, SOFT, RULE, RED = "#1f2733", "#5b6678", "#e4e8ef", "#c81e3a"
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10.5, "fontweight": "bold", "color": INK}
 COLOURS: tuple[str, ...] = ("#2f74d0", "#d0701a", "#159a78", "#b84aa0", "#8577f0", "#a08a10", "#d5455c", "#7b8798")
 COLOURS += ("#123f7a", "#7d3f08", "#0b5d45", "#701f60", "#4a3db0", "#5f5406", "#8c1f30", "#3f4753")  # the same, darker
 THEME = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)"}
@@ -95,6 +96,7 @@ def _draw_moment(axes: Axes, x: float | None, name: str) -> None:
     if x is not None:
         axes.axvline(x, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         axes.text(x, 1.01, name, transform=axes.get_xaxis_transform(), ha="right", color=SOFT, fontsize=8.5)
+        axes.set_title(axes.get_title("left"), **TITLE, pad=16)  # above the name
 
 
 def length_figure(runs: Mapping[str, Mapping[str, Any]], of: str, metric: str = "bleu") -> Figure:
@@ -207,7 +209,7 @@ def panels(rows: int, columns: int, size: tuple[float, float], *, dpi: int = 160
 
 def style(axes: Axes, title: str) -> None:
     """The look of all pictures."""
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    axes.set_title(title, **TITLE)
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)
     axes.tick_params(length=0, labelsize=9, labelcolor=SOFT)
