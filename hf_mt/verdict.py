@@ -127,8 +127,9 @@ def _failure(train: Sequence[Point], dev: Sequence[Point]) -> str | None:
     noise = median(abs(one - other) for one, other in pairwise(levels)) if len(levels) > 1 else 0.0
     if end - low > max(0.5 * (start - low), 3 * noise, OVERFITTING):
         return f"diverged: the training loss rose from {low:.2f} to {end:.2f}; {cure}"
-    words = _unlearnt_words(train, dev, end)
-    return f"diverged: the training loss {words}; {cure}" if words and end > UNLEARNT_LOSS else None
+    if end > UNLEARNT_LOSS and (words := _unlearnt_words(train, dev, end)):
+        return f"diverged: the training loss {words}; {cure}"
+    return None
 
 
 def _unlearnt_words(train: Sequence[Point], dev: Sequence[Point], end: float) -> str | None:
