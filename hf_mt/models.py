@@ -24,7 +24,7 @@ from hf_mt.pretrained import load_seq2seq
 
 logger = logging.getLogger(__name__)
 
-WIDE = 256  # at less, rounding costs a processor as much as it saves
+WIDE = 256  # at less, rounding the factors of a layer costs a processor as much as it saves
 SHORT = 64  # tokens: up to here sdpa's kernel for processors spends more time on its blocks than it saves
 
 
@@ -164,17 +164,15 @@ def round_products(model: PreTrainedModel, precision: str, device: torch.device)
         return
     if device.type != "cpu":
         return torch.set_float32_matmul_precision(precision)
-    wide = isinstance(model, HfMtForConditionalGeneration) and model.config.d_model >= WIDE
-    if wide and precision == "medium" and multiplies_bfloat16(device):
-        return model.round_products()
+    ours = isinstance(model, HfMtForConditionalGeneration)
+    if ours and precision == "medium" and multiplies_bfloat16(device):
+        return model.round_products(layers=model.config.d_model >= WIDE)
     logger.warning(
-        "float32_matmul_precision: %s has no effect on a %s of width %d on %s; a processor takes medium, for models "
-        "of hf_mt of width %d or more, if it has AMX or AVX-512 BF16",
+        "float32_matmul_precision: %s has no effect on a %s on %s; a processor takes medium, for models of hf_mt, if "
+        "it has AMX or AVX-512 BF16",
         precision,
         type(model).__name__,
-        model.config.hidden_size,
         machine(),
-        WIDE,
     )
 
 

@@ -167,7 +167,7 @@ def test_layers_compute_what_layers_of_torch_compute(tiny_model: Build, norm_pos
 @pytest.mark.parametrize("r_drop", [0.0, 5.0])
 def test_products_are_rounded_in_training_alone(tiny_model: Build, r_drop: float) -> None:
     whole, rounded = tiny_model(r_drop=r_drop), tiny_model(r_drop=r_drop)
-    rounded.round_products()
+    rounded.round_products(layers=True)
     assert torch.equal(whole(**BATCH).loss, rounded(**BATCH).loss)
     exact, near = whole.train()(**BATCH).loss, rounded.train()(**BATCH).loss
     assert near.dtype == torch.float32 and 0 < abs(exact - near) < 0.02 * exact

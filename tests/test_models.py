@@ -174,25 +174,25 @@ def test_a_tokenizer_without_a_beginning_begins_with_padding(data: PreparedData)
 
 
 @pytest.mark.parametrize(
-    ("precision", "fast", "width", "rounded"),
+    ("precision", "fast", "width", "scores", "layers"),
     [
-        ("medium", True, 256, True),
-        ("medium", True, 128, False),
-        ("medium", False, 256, False),
-        ("high", True, 256, False),
-        ("highest", True, 256, False),
+        ("medium", True, 256, True, True),
+        ("medium", True, 128, True, False),
+        ("medium", False, 256, False, False),
+        ("high", True, 256, False, False),
+        ("highest", True, 256, False, False),
     ],
 )
 def test_products_are_rounded_where_that_is_fast(
-    tiny_model: Any, precision: str, fast: bool, width: int, rounded: bool, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tiny_model: Any, precision: str, fast: bool, width: int, scores: bool, layers: bool,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("hf_mt.models.multiplies_bfloat16", lambda device: fast)
     model = tiny_model(d_model=width)
     round_products(model, precision, torch.device("cpu"))
-    layers = [module.rounded for module in model.modules() if isinstance(module, Linear)]
-    assert set(layers) == {rounded} and model.loss_dtype == (torch.bfloat16 if rounded else None)
-    assert ("has no effect" in caplog.text) == (not rounded and precision != "highest")
+    assert {module.rounded for module in model.modules() if isinstance(module, Linear)} == {layers}
+    assert model.loss_dtype == (torch.bfloat16 if scores else None)
+    assert ("has no effect" in caplog.text) == (not scores and precision != "highest")
 
 
 def test_a_gpu_rounds_as_torch_does(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,12 +403,16 @@ class HfMtForConditionalGeneration(HfMtPreTrainedModel, GenerationMixin):
         """Longest source or target in tokens; None if the position encoding has no limit."""
         return self.model.max_length
 
-    def round_products(self) -> None:
-        """From now on products with weights round their factors to bfloat16, in training alone; scores, too."""
+    def round_products(self, layers: bool) -> None:
+        """From now on products with the vocabulary round factors and scores to bfloat16, in training alone.
+
+        Args:
+            layers: Whether those of linear layers round their factors, too.
+        """
         self.loss_dtype = torch.bfloat16
         for module in self.modules():
             if isinstance(module, Linear):
-                module.rounded = True
+                module.rounded = layers
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
