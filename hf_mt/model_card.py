@@ -189,7 +189,8 @@ def _summary(run: Run) -> str:
     base = hub_name("model_name_or_path", run.settings.get("model_name_or_path"))
     words += f", fine-tuned from [{escape_markdown(base)}](https://huggingface.co/{base})" if base else ""
     scores = [f"{METRICS[key]} {run.results[f'test_{key}']:.1f}" for key in HEADLINES if f"test_{key}" in run.results]
-    return words + (f". On its test set it reaches **{' and '.join(scores)}**." if scores else ".")
+    reached = " and ".join(filter(None, (", ".join(scores[:-1]), *scores[-1:])))
+    return words + (f". On its test set it reaches **{reached}**." if reached else ".")
 
 
 def _language(code: str) -> str:
@@ -206,19 +207,19 @@ def _usage(run: Run, samples: Sequence[Mapping[str, Any]]) -> str:
     prefix = str(run.settings.get("source_prefix") or "")
     beams = run.results.get("num_beams") or run.settings.get("num_beams") or 1
     remote = ", trust_remote_code=True" if run.is_ours else ""
-    place = run.name if "/" in run.name else f"path/to/{run.name}"
+    place = _python(run.name if "/" in run.name else f"path/to/{run.name}")
     plain = f"""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({place!r}{remote})
-model = AutoModelForSeq2SeqLM.from_pretrained({place!r}{remote})
+tokenizer = AutoTokenizer.from_pretrained({place}{remote})
+model = AutoModelForSeq2SeqLM.from_pretrained({place}{remote})
 
-batch = tokenizer([{prefix + sentence!r}], return_tensors="pt", padding=True)
+batch = tokenizer([{_python(prefix + sentence)}], return_tensors="pt", padding=True)
 output = model.generate(**batch, num_beams={beams:d})
 print(tokenizer.batch_decode(output, skip_special_tokens=True))"""
     ours = f"""import hf_mt
 
-translator = hf_mt.Translator({place!r}{f", source_prefix={prefix!r}" if prefix else ""})
-print(translator([{sentence!r}], num_beams={beams:d}))"""
+translator = hf_mt.Translator({place}{f", source_prefix={_python(prefix)}" if prefix else ""})
+print(translator([{_python(sentence)}], num_beams={beams:d}))"""
     why = (
         "The model's own code, which comes with its weights, needs `trust_remote_code=True`.\n\n"
         if run.is_ours
@@ -226,6 +227,12 @@ print(translator([{sentence!r}], num_beams={beams:d}))"""
     )
     many = "With hf_mt, which sorts and batches any number of sentences and returns them in order:"
     return f"## How to use\n\n{why}{fenced(plain, 'python')}\n\n{many}\n\n{fenced(ours, 'python')}"
+
+
+def _python(text: str) -> str:
+    """Text as Python writes it, in double quotes where formatters want them."""
+    written = repr(text)
+    return written if '"' in written else f'"{written[1:-1]}"'
 
 
 def _results(run: Run) -> str:

@@ -280,7 +280,7 @@ def test_a_publisher_outlives_a_hub_that_fails(
     server.fail_with = None
     assert publisher(run) == f"{server.endpoint}/user/name"
     assert publisher.failures == 1
-    assert b"from_pretrained('user/name'" in on_hub(server)["README.md"]
+    assert b'from_pretrained("user/name"' in on_hub(server)["README.md"]
 
 
 def test_a_publisher_pushes_a_checkpoint_that_loads(run: Path, server: HubServer, online: dict[str, Any]) -> None:

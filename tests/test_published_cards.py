@@ -1,0 +1,50 @@
+"""Cards in model_cards/ are what the program makes of the records in model_cards/records/, and README quotes them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_mt.model_card import write_model_card
+
+
+ROOT = Path(__file__).parents[1]
+RECORDS = sorted((ROOT / "model_cards" / "records").iterdir())
+FIRST_SEEDS = [record for record in RECORDS if "-seed" not in record.name]
+
+
+def card_of(record: Path, folder: Path) -> str:
+    seeds = [other for other in RECORDS if other.name.startswith(f"{record.name}-seed")]
+    return write_model_card(record, path=folder / "card.md", seeds=seeds).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("record", FIRST_SEEDS, ids=lambda record: record.name)
+def test_a_card_says_what_its_record_says(record: Path, tmp_path: Path) -> None:
+    published = (ROOT / "model_cards" / f"{record.name}.md").read_text(encoding="utf-8")
+    assert card_of(record, tmp_path) == published
+    changed = Path(shutil.copytree(record, tmp_path / record.name))
+    results = json.loads((changed / "all_results.json").read_text(encoding="utf-8"))
+    (changed / "all_results.json").write_text(json.dumps(results | {"test_chrf": 12.345}), encoding="utf-8")
+    assert card_of(changed, tmp_path) != published
+
+
+@pytest.mark.parametrize("record", FIRST_SEEDS, ids=lambda record: record.name)
+def test_readme_quotes_the_score_and_the_minutes(record: Path) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    quoted = next(line for line in lines if f"(model_cards/{record.name}.md)" in line)
+    results = json.loads((record / "all_results.json").read_text(encoding="utf-8"))
+    score = results.get("test_bleu_lc_tok", results.get("test_bleu", results["eval_bleu"]))
+    assert f"{score:.2f}" in quoted and f"{results['train_minutes']:.0f} minutes" in quoted
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_a_record_tells_no_place_of_the_machine_and_no_sentence(record: Path) -> None:
+    names = {path.name for path in record.iterdir()}
+    assert names == {
+        "all_results.json", "config.json", "config_resolved.yaml", "data_table.json", "environment.json",
+        "trainer_state.json",
+    }  # fmt: skip
+    places = [re.findall(r"(?<![\w:/.])/\w+/", path.read_text(encoding="utf-8")) for path in record.iterdir()]
+    assert not any(places) and re.search(r"(?<![\w:/.])/\w+/", '"train_file": "/home/data/train"')
