@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from hf_mt.model_card import write_model_card
 
@@ -24,6 +25,7 @@ def card_of(record: Path, folder: Path) -> str:
 def test_a_card_says_what_its_record_says(record: Path, tmp_path: Path) -> None:
     published = (ROOT / "model_cards" / f"{record.name}.md").read_text(encoding="utf-8")
     assert card_of(record, tmp_path) == published
+    assert len(set(metrics := ModelCard(published).data.metrics)) == len(metrics)
     changed = Path(shutil.copytree(record, tmp_path / record.name))
     results = json.loads((changed / "all_results.json").read_text(encoding="utf-8"))
     (changed / "all_results.json").write_text(json.dumps(results | {"test_chrf": 12.345}), encoding="utf-8")
