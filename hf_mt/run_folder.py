@@ -4,6 +4,7 @@ The folder of a run: whose it is, and whether to begin, go on, or leave it as it
 - `config_resolved.yaml` marks the folder as that of one run. A start with another value of any key but the free ones
   would mix two experiments in one folder, so it is refused and each difference is shown.
 - Files may lie elsewhere when a run goes on, if it is known which sentences were in them.
+- A finished run that had no test set may be asked for one: it trains no further, and is tested.
 - Batch sizes are compared as what a step sees: tokens (or sentences) x accumulation x processes.
 - All processes call `open_run_folder` and only the first writes, so the answer must not depend on whether that has
   happened: a folder with a config but no checkpoint is as new as an empty one.
@@ -135,11 +136,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _knows_its_texts(folder: Path) -> bool:
     """Whether its files may lie elsewhere by now: their sentences are compared when they have been read."""
+    digests = _digests(folder)
+    return bool(digests) and None not in digests.values()
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    """Of the texts of each split; empty where nothing tells."""
     try:
         table = json.loads((folder / DATA_TABLE_NAME).read_text(encoding="utf-8"))
-        return all(split["digest"] is not None for split in table.values())
+        return {split: entry["digest"] for split, entry in table.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return False
+        return {}
 
 
 def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path, *, moved: bool) -> None:
@@ -174,13 +181,14 @@ def _effective_batch(resolved: Mapping[str, Any]) -> str:
 
 
 def _progress(folder: Path, names: set[str], resolved: Mapping[str, Any]) -> Literal["new", "resume", "finished"]:
-    if RESULTS_NAME in names and not _asks_for_more(folder / "trainer_state.json", resolved):
+    if RESULTS_NAME in names and not (_asks_for_more(folder, resolved) or _asks_for_a_test(folder, resolved)):
         return "finished"
     return "resume" if any(name.startswith("checkpoint-") for name in names) else "new"
 
 
-def _asks_for_more(state_path: Path, resolved: Mapping[str, Any]) -> bool:
+def _asks_for_more(folder: Path, resolved: Mapping[str, Any]) -> bool:
     """Whether the length asked for now exceeds the one asked for when the run finished, early or not."""
+    state_path = folder / "trainer_state.json"
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
         asked = resolved["max_steps"]
@@ -194,6 +202,12 @@ def _asks_for_more(state_path: Path, resolved: Mapping[str, Any]) -> bool:
             f"{state_path} can't be read ({type(error).__name__}: {error}), so that nobody knows how long this run "
             "was: put the file back, or choose another --output_dir"
         ) from error
+
+
+def _asks_for_a_test(folder: Path, resolved: Mapping[str, Any]) -> bool:
+    """Whether a test set is named now, and the run had none."""
+    digests = _digests(folder)
+    return resolved["test_file"] is not None and bool(digests) and "test" not in digests
 
 
 def _warn_of_new_length(old: Mapping[str, Any], new: Mapping[str, Any], status: str) -> None:

@@ -170,6 +170,25 @@ def test_files_may_lie_elsewhere_if_their_texts_are_known(tmp_path, digest, verd
         opened(parse(f"--output_dir={tmp_path}", "--train_file=c"))
 
 
+@pytest.mark.parametrize(
+    "splits, kept, verdict",
+    [
+        ("train", "checkpoint-30", "resume"),
+        ("train test", "checkpoint-30", None),
+        ("train", "model.safetensors", None),
+    ],
+)
+def test_a_finished_run_gets_a_test_set_if_it_had_none(tmp_path, splits, kept, verdict):
+    opened(parse(f"--output_dir={tmp_path}", "--train_file=a"))
+    finish(tmp_path)
+    (tmp_path / "checkpoint-30").rename(tmp_path / kept)
+    (tmp_path / "data_table.json").write_text(json.dumps({split: {"digest": "1f"} for split in splits.split()}))
+    again = parse(f"--output_dir={tmp_path}", "--train_file=a", "--test_file=c")
+    with nullcontext() if verdict else pytest.raises(InputError, match="test_file: None -> c"):
+        assert opened(again) == verdict
+    assert (tmp_path / "all_results.json").exists() == (verdict is None), "what is refused leaves a run as it was"
+
+
 def test_each_difference_is_shown(tmp_path):
     opened(parse(f"--output_dir={tmp_path}"))
     (tmp_path / "checkpoint-1").mkdir()
