@@ -1,7 +1,4 @@
-"""`data_table.json` of a run: what its data is, in numbers and as a digest of the texts.
-
-A run that goes on with other sentences than it began with is neither the one nor the other: it is refused.
-"""
+"""`data_table.json` of a run: what its data is, in numbers and as a digest of the texts."""
 
 import hashlib
 import json
@@ -12,7 +9,6 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from hf_mt.data import FilterCounts, PreparedData, TokenCounts
-from hf_mt.errors import InputError
 from hf_mt.run_folder import DATA_TABLE_NAME
 from hf_mt.text_files import write_whole
 
@@ -30,16 +26,9 @@ def _digest(pairs: Dataset) -> str:
 
 
 def save_data_table(folder: Path, data: PreparedData, digests: dict[str, str]) -> None:
-    """Writes counts and token statistics, `{split: {read, found, kept, digest, source_tokens, target_tokens}}`.
-
-    Raises:
-        InputError: The run in this folder has a checkpoint of training on other texts.
-    """
-    path = folder / DATA_TABLE_NAME
-    if any(folder.glob("checkpoint-*")):
-        _refuse_other_texts(path, digests)
+    """Writes counts and token statistics, `{split: {read, found, kept, digest, source_tokens, target_tokens}}`."""
     table = {count.split: _entry(count, data.tokens[count.split], digests.get(count.split)) for count in data.counts}
-    write_whole(path, json.dumps(table, indent=2) + "\n")
+    write_whole(folder / DATA_TABLE_NAME, json.dumps(table, indent=2) + "\n")
 
 
 def update_data_table(folder: Path, counts: FilterCounts, tokens: dict[str, TokenCounts]) -> None:
@@ -53,17 +42,3 @@ def update_data_table(folder: Path, counts: FilterCounts, tokens: dict[str, Toke
 def _entry(counts: FilterCounts, tokens: dict[str, TokenCounts], digest: str | None) -> dict[str, Any]:
     numbers = {key: value for key, value in asdict(counts).items() if key != "split"}
     return {**numbers, "digest": digest, **{f"{side}_tokens": asdict(counted) for side, counted in tokens.items()}}
-
-
-def _refuse_other_texts(path: Path, digests: dict[str, str]) -> None:
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        told = {split: entry.get("digest") for split, entry in before.items()}
-    except (OSError, ValueError, AttributeError):
-        return  # of an older version, or lost: nothing to compare with
-    changed = [split for split, digest in digests.items() if told.get(split, digest) not in (None, digest)]
-    if changed:
-        raise InputError(
-            f"the sentences of {' and '.join(changed)} are other ones than those that the run in {path.parent} began "
-            "with: put the old files back to go on, choose another --output_dir, or delete the folder"
-        )

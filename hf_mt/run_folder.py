@@ -3,7 +3,8 @@ The folder of a run: whose it is, and whether to begin, go on, or leave it as it
 
 - `config_resolved.yaml` marks the folder as that of one run. A start with another value of any key but the free ones
   would mix two experiments in one folder, so it is refused and each difference is shown.
-- Files may lie elsewhere when a run goes on, if it is known which sentences were in them.
+- Files may lie elsewhere when a run goes on, if it is known which sentences were in them; with other sentences than it
+  began with it would be neither the one run nor the other, and is refused.
 - A finished run that had no test set may be asked for one: it trains no further, and is tested.
 - Batch sizes are compared as what a step sees: tokens (or sentences) x accumulation x processes.
 - All processes call `open_run_folder` and only the first writes, so the answer must not depend on whether that has
@@ -40,15 +41,21 @@ ENDLESS_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt
 
 
 @contextmanager
-def open_run_folder(experiment: Experiment) -> Iterator[Literal["new", "resume", "finished"]]:
+def open_run_folder(
+    experiment: Experiment, digests: Mapping[str, str]
+) -> Iterator[Literal["new", "resume", "finished"]]:
     """
     What to do in `output_dir`: start ("new"), go on from a checkpoint ("resume"), or nothing ("finished").
 
     Within the block the folder is this program's own. The first process writes `config_resolved.yaml`, also on
     resuming, since free keys may have changed.
 
+    Args:
+        digests: of the texts of each split, as `text_digests` computes them; read in the first process only.
+
     Raises:
-        InputError: the folder holds another run or something else, is in use, or cannot be written.
+        InputError: the folder holds another run, one of other texts, or something else, is in use, or cannot be
+            written. It is left as it was.
     """
     folder = Path(experiment.training.output_dir)
     status = _status(folder, experiment)
@@ -56,6 +63,8 @@ def open_run_folder(experiment: Experiment) -> Iterator[Literal["new", "resume",
         yield status
         return
     with _lock(folder):
+        if status == "resume":
+            _refuse_other_texts(folder, digests)
         # of a shorter run that goes on: until it is tested again, nothing may say that it is finished
         (folder / RESULTS_NAME).unlink(missing_ok=True)
         save_config(experiment, folder / CONFIG_NAME)
@@ -147,6 +156,16 @@ def _digests(folder: Path) -> dict[str, str | None]:
         return {split: entry["digest"] for split, entry in table.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}
+
+
+def _refuse_other_texts(folder: Path, digests: Mapping[str, str]) -> None:
+    before = _digests(folder)
+    changed = [split for split, digest in digests.items() if before.get(split, digest) not in (None, digest)]
+    if changed:
+        raise InputError(
+            f"the sentences of {' and '.join(changed)} are other ones than those that the run in {folder} began with: "
+            "put the old files back to go on, choose another --output_dir, or delete the folder"
+        )
 
 
 def _refuse_another_run(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path, *, moved: bool) -> None:

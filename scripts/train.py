@@ -62,12 +62,13 @@ def main() -> None:
         say(format_table(data.counts))
         return say(dry_run(build()))
     folder = Path(args.output_dir)
-    with open_run_folder(experiment) as status:
+    digests = text_digests(corpus) if args.should_save else {}
+    with open_run_folder(experiment, digests) as status:
         if status == "finished":
             return say(f"{folder} is a finished run of this experiment; see {folder}/all_results.json")
         say(format_table(data.counts))
         if args.should_save:
-            save_data_table(folder, data, text_digests(corpus))
+            save_data_table(folder, data, digests)
         publish = publisher_for(experiment)
         run(build(publish=publish), experiment, with_texts(data, "test"))
         address = publish(folder) if args.should_save and publish is not None else None

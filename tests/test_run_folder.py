@@ -25,9 +25,9 @@ def parse(*words):
 # config_resolved.yaml
 
 
-def opened(experiment):
+def opened(experiment, **digests):
     """What is to be done in the folder, which is left at once."""
-    with open_run_folder(experiment) as verdict:
+    with open_run_folder(experiment, digests) as verdict:
         return verdict
 
 
@@ -168,6 +168,36 @@ def test_files_may_lie_elsewhere_if_their_texts_are_known(tmp_path, digest, verd
     finish(tmp_path)
     with pytest.raises(InputError, match="train_file: . -> c"):  # nothing would be compared
         opened(parse(f"--output_dir={tmp_path}", "--train_file=c"))
+
+
+@pytest.mark.parametrize(
+    "digests, refused",
+    [
+        ({"train": "1f", "validation": "2f"}, None),
+        ({"train": "1f", "validation": "3f"}, "validation"),
+        ({"train": "4f", "validation": "3f"}, "train and validation"),
+        ({"train": "1f", "validation": "2f", "test": "5f"}, None),  # had none
+        ({}, None),  # streamed, or compared in another process
+    ],
+)
+def test_a_run_goes_on_with_its_own_texts_only(tmp_path, digests, refused):
+    opened(parse(f"--output_dir={tmp_path}"))
+    (tmp_path / "data_table.json").write_text('{"train": {"digest": "1f"}, "validation": {"digest": "2f"}}')
+    assert opened(parse(f"--output_dir={tmp_path}"), **digests) == "new"  # nothing was learned yet
+    finish(tmp_path)
+    before = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    longer = parse(f"--output_dir={tmp_path}", "--max_steps=31")
+    with pytest.raises(InputError, match=f"sentences of {refused} are other") if refused else nullcontext():
+        assert opened(longer, **digests) == "resume"
+    after = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    assert (before == after) == (refused is not None), "what is refused leaves a run as it was"
+
+
+def test_a_table_of_an_older_version_has_nothing_to_say(tmp_path):
+    opened(parse(f"--output_dir={tmp_path}"))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "data_table.json").write_text('{"train": {"read": 5}}')
+    assert opened(parse(f"--output_dir={tmp_path}"), train="1f") == "resume"
 
 
 @pytest.mark.parametrize(
