@@ -16,7 +16,7 @@ from meter import EnoughMeasured, Meter, read_job
 from onmt.bin.average_models import average_models
 from onmt.bin.train import main as train
 from onmt.bin.translate import main as translate
-from train_opennmt import options
+from train_opennmt import counts, options
 
 
 WIDTH, WARMUP, PEAK = 128, 2000, 5e-3
@@ -31,7 +31,7 @@ def stopping(meter: Meter, seconds_between: float) -> Any:
     def step(self: Any, batches: list, *args: Any) -> None:
         plain(self, batches, *args)
         try:
-            meter.step(target_tokens=sum(int((batch["tgt"][:, 1:] != 1).sum()) for batch in batches))
+            meter.step(**counts(batches))
         except EnoughMeasured:
             self.model_saver.save(meter.steps)
             raise

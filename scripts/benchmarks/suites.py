@@ -6,6 +6,7 @@ What was measured is kept in `results.json` after each program, so that a run th
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_mt.text_files import write_whole
 LENGTHS = (32, 64, 128, 256, 512, 1024)
 BEAMS = (5, 1)
 BATCHES = (64, 256)  # sentences decoded at a time
+TRANSLATION_LENGTHS = (15, None)  # tokens of each translation; None: as many as its reference has
 
 
 class Results:
@@ -115,18 +117,18 @@ def peak_plan(results: Results, job: Mapping[str, Any], sizes: Sequence[str]) ->
 
 
 def decoding_plan(text: Mapping[str, Any], job: Mapping[str, Any], opennmt_model: Path) -> list:
-    """Decoding by each system with 5 beams and greedily; CTranslate2 takes the model that OpenNMT-py saved."""
-    given = {"size": SIZES["tiny"], "sentences": 1024, "length": 15, "opennmt_model": str(opennmt_model)}
+    """Decoding by each system with 5 beams and greedily; CTranslate2 takes the model that OpenNMT-py saved, and one
+    length for all translations."""
+    given = {"size": SIZES["tiny"], "sentences": 1024, "opennmt_model": str(opennmt_model)}
+    kinds = (
+        {"num_beams": beams, "batch_size": batch, "length": length}
+        for beams, batch, length in product(BEAMS, BATCHES, TRANSLATION_LENGTHS)
+    )
     return [
-        (
-            {"suite": "decoding", "num_beams": beams, "batch_size": batch, "system": system},
-            program,
-            {**text, **job, **given, "num_beams": beams, "batch_size": batch},
-        )
-        for beams in BEAMS
-        for batch in BATCHES
+        ({"suite": "decoding", **kind, "system": system}, program, {**text, **job, **given, **kind})
+        for kind in kinds
         for system, program in DECODING.items()
-        if system != "CTranslate2" or opennmt_model.is_file()
+        if system != "CTranslate2" or (opennmt_model.is_file() and kind["length"])
     ]
 
 

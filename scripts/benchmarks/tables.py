@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.suites import BATCHES, BEAMS, LENGTHS, Results
+from benchmarks.suites import BATCHES, BEAMS, LENGTHS, TRANSLATION_LENGTHS, Results
 from hf_mt.figures import COLOURS, panels, save_png
 from hf_mt.hardware import machine
 from hf_mt.markdown import table
@@ -71,16 +71,17 @@ def _share_of_peak(system: str, speed: float, peaks: Sequence[dict[str, Any]]) -
 
 def decoding_table(results: Results) -> str:
     rows = []
-    for beams, batch in product(BEAMS, BATCHES):
-        job = {"suite": "decoding", "num_beams": beams, "batch_size": batch}
+    for beams, batch, length in product(BEAMS, BATCHES, TRANSLATION_LENGTHS):
+        job = {"suite": "decoding", "num_beams": beams, "batch_size": batch, "length": length}
         ours = results.of(**job, system="hf_mt")
         for system in _systems(results, **job):
             found = results.of(**job, system=system)
             speed = median_of(found, "sentences_per_second")
             ratio = median_of(ours, "sentences_per_second") / speed if ours else 0
-            rows.append([system, beams, batch, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
-    header = ("Decoding", "beams", "sentences a batch", "sentences/s", "speed of hf_mt / this", "runs")
-    return table(header, rows) if rows else ""
+            tokens = length or "as the reference"
+            rows.append([system, beams, batch, tokens, f"{speed:,.0f}", f"{ratio:.2f}", len(found)])
+    header = ("Decoding", "beams", "sentences a batch", "tokens a translation", "sentences/s")
+    return table((*header, "speed of hf_mt / this", "runs"), rows) if rows else ""
 
 
 def profile_table(results: Results) -> str:

@@ -35,6 +35,16 @@ def options(job: dict[str, Any], learning_rate: float = 2, warmup_steps: int = 4
     return flags.split()
 
 
+def counts(batches: list) -> dict[str, int]:
+    """Tokens, and cells with padding, of its batches."""
+    return {
+        "target_tokens": sum(int((batch["tgt"][:, 1:] != 1).sum()) for batch in batches),  # 1 is its padding
+        "target_cells": sum(batch["tgt"][:, 1:].numel() for batch in batches),
+        "source_tokens": sum(int(batch["srclen"].sum()) for batch in batches),
+        "source_cells": sum(batch["src"].numel() for batch in batches),
+    }
+
+
 def counted(meter: Meter) -> Any:
     """The trainer's step, followed by a count of its batches."""
     plain = onmt.trainer.Trainer._gradient_accumulation
@@ -43,12 +53,7 @@ def counted(meter: Meter) -> Any:
         if not meter.steps:
             leave_out_dropout(self.model, "feed_forward.dropout_1")
         plain(self, batches, *args)
-        meter.step(
-            target_tokens=sum(int((batch["tgt"][:, 1:] != 1).sum()) for batch in batches),  # 1 is its padding
-            target_cells=sum(batch["tgt"][:, 1:].numel() for batch in batches),
-            source_tokens=sum(int(batch["srclen"].sum()) for batch in batches),
-            source_cells=sum(batch["src"].numel() for batch in batches),
-        )
+        meter.step(**counts(batches))
         if meter.steps == 1:
             self.model_saver.save(1)  # for the decoding benchmark
 
