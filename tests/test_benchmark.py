@@ -19,6 +19,12 @@ from hf_mt import InputError  # noqa: E402
 
 
 SIZE = {**jobs.TINY, "encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "ffn_dim": 16, "vocab_size": 6000}
+DECODED = [  # system, tokens of each translation, sentences a second
+    ("hf_mt", 15, 30.0),
+    ("Marian, generate", 15, 20.0),
+    ("hf_mt", None, 25.0),
+    ("Marian, generate", None, 10.0),
+]
 
 
 def test_warm_up_is_not_counted_and_the_rest_is_counted_once(tmp_path: Path) -> None:
@@ -88,8 +94,8 @@ def results(tmp_path: Path) -> suites.Results:
             found.add({**row, "target_tokens_per_second": speed, "source_tokens_per_second": speed})
     peak = {"square_gflops": 8.0, "shapes_gflops": 5.0, "gflop_per_target_token": 0.02}
     found.add({"suite": "peak", "size": "tiny", "system": "matrix products", **peak})
-    for system, speed in (("hf_mt", 30.0), ("Marian, generate", 20.0)):
-        row = {"suite": "decoding", "num_beams": 5, "batch_size": 64, "system": system}
+    for system, length, speed in DECODED:
+        row = {"suite": "decoding", "num_beams": 5, "batch_size": 64, "length": length, "system": system}
         found.add({**row, "sentences_per_second": speed})
     for length in suites.LENGTHS:
         row = {"suite": "length", "length": length, "system": "hf_mt rope", "step_mib": 1.0 * length}
@@ -104,7 +110,8 @@ def test_tables_have_medians_and_ratios(tmp_path: Path) -> None:
     text = tables.report(results(tmp_path))
     assert "| hf_mt rope | 200 | 1.00 | 1.0 % | 30.0 % | 900 | 80 % (50 % of square) | 3 |" in text
     assert "| Other | 50 | 4.00 |" in text and "9,000" not in text
-    assert "| Marian, generate | 5 | 64 | 20 | 1.50 | 1 |" in text
+    assert "| Marian, generate | 5 | 64 | 15 | 20 | 1.50 | 1 |" in text
+    assert "| Marian, generate | 5 | 64 | as the reference | 10 | 2.50 | 1 |" in text
     assert "| products | 70.0 % |" in text and "| between operations | 30.0 % |" in text
     assert "| hf_mt rope | 64 | 128 | 256 | 512 | 1,024 | 2,048 |" in text
     assert "torch 2" in text
@@ -144,6 +151,15 @@ def test_a_program_trains_and_tells_what_it_saw(system: str, text: dict[str, Any
     found = jobs.measure(jobs.TRAINING[system], system, {**job, "warmup_steps": 1}, tmp_path)
     assert found["steps"] > 1 and found["target_tokens_per_second"] > 100
     assert 0 <= found["target_padding"] < 0.6 and found["parameters"] > 6000 * 16
+
+
+@pytest.mark.parametrize("system", ["hf_mt", "hf_mt, in threads", "Marian, generate"])
+@pytest.mark.parametrize("length", [5, None], ids=str)
+def test_a_program_translates_to_the_length_asked_for(
+    length: int | None, system: str, text: dict[str, Any], tmp_path: Path
+) -> None:
+    job = {**text, "size": SIZE, "threads": 1, "sentences": 20, "batch_size": 8, "num_beams": 2, "length": length}
+    assert jobs.measure("decode_transformers.py", system, job, tmp_path)["sentences_per_second"] > 0
 
 
 def test_the_profile_tells_where_all_the_time_went(text: dict[str, Any], tmp_path: Path) -> None:
