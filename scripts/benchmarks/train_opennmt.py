@@ -36,7 +36,7 @@ def options(job: dict[str, Any], learning_rate: float = 2, warmup_steps: int = 4
 
 
 def counts(batches: list) -> dict[str, int]:
-    """Tokens, and cells with padding, of its batches."""
+    """Tokens, and cells with padding, of batches as OpenNMT-py's trainer has them."""
     return {
         "target_tokens": sum(int((batch["tgt"][:, 1:] != 1).sum()) for batch in batches),  # 1 is its padding
         "target_cells": sum(batch["tgt"][:, 1:].numel() for batch in batches),
