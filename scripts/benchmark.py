@@ -19,7 +19,7 @@ from hf_mt.hardware import available_cores
 from hf_mt.text_files import write_whole
 
 
-SUITES = ("training", "profile", "decoding", "length")
+SUITES = ("training", "profile", "decoding", "encodings", "length")
 
 
 def parse() -> argparse.Namespace:
@@ -53,6 +53,7 @@ def main() -> None:
         "peak": lambda: suites.peak_plan(results, job, args.sizes),
         "profile": lambda: suites.profile_plan(text, job, args.sizes),
         "decoding": lambda: suites.decoding_plan(text, job, opennmt),
+        "encodings": lambda: suites.encodings_plan(job),
         "length": lambda: suites.length_plan(job),
     }
     chosen = {*args.suites, "peak"} if "training" in args.suites else set(args.suites)

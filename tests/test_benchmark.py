@@ -16,6 +16,7 @@ from benchmarks import jobs, suites, tables  # noqa: E402
 from benchmarks.meter import EnoughMeasured, Meter, leave_out_dropout  # noqa: E402
 
 from hf_mt import InputError  # noqa: E402
+from hf_mt.model.position_encodings import POSITION_ENCODINGS  # noqa: E402
 
 
 SIZE = {**jobs.TINY, "encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "ffn_dim": 16, "vocab_size": 6000}
@@ -100,6 +101,9 @@ def results(tmp_path: Path) -> suites.Results:
     for length in suites.LENGTHS:
         row = {"suite": "length", "length": length, "system": "hf_mt rope", "step_mib": 1.0 * length}
         found.add({**row, "microseconds_per_token": 2.0 * length})
+    for microseconds in (9.0, 6.0, 8.0):
+        costs = {"rope": microseconds, "cope": 12.0, "none": 0.5 * microseconds}
+        found.add({"suite": "encodings", "length": 32, "system": "hf_mt", "microseconds_per_token": costs})
     for products in (60.0, 80.0):
         shares = {"products": products, "between operations": 100 - products}
         found.add({"suite": "profile", "size": "tiny", "system": "hf_mt rope", "shares": shares})
@@ -113,6 +117,7 @@ def test_tables_have_medians_and_ratios(tmp_path: Path) -> None:
     assert "| Marian, generate | 5 | 64 | 15 | 20 | 1.50 | 1 |" in text
     assert "| Marian, generate | 5 | 64 | as the reference | 10 | 2.50 | 1 |" in text
     assert "| products | 70.0 % |" in text and "| between operations | 30.0 % |" in text
+    assert "| hf_mt rope | 8 | 2.00 |" in text and "| hf_mt cope | 12 | 3.00 |" in text
     assert "| hf_mt rope | 64 | 128 | 256 | 512 | 1,024 | 2,048 |" in text
     assert "torch 2" in text
 
@@ -160,6 +165,18 @@ def test_a_program_translates_to_the_length_asked_for(
 ) -> None:
     job = {**text, "size": SIZE, "threads": 1, "sentences": 20, "batch_size": 8, "num_beams": 2, "length": length}
     assert jobs.measure("decode_transformers.py", system, job, tmp_path)["sentences_per_second"] > 0
+
+
+def test_every_encoding_is_timed_beside_the_others(tmp_path: Path) -> None:
+    job = {"size": SIZE, "threads": 1, "length": 8, "tokens": 64, "repeats": 1}
+    costs = jobs.measure("encodings_in_turn.py", "hf_mt", job, tmp_path)["microseconds_per_token"]
+    assert list(costs) == list(POSITION_ENCODINGS) and min(costs.values()) > 0
+
+
+def test_a_step_of_one_encoding_is_timed_and_weighed(tmp_path: Path) -> None:
+    job = {"size": SIZE, "threads": 1, "length": 80, "tokens": 160, "repeats": 1}
+    cost = jobs.measure("length_cost.py", "hf_mt cope", job, tmp_path)
+    assert cost["microseconds_per_token"] > 0 and cost["step_mib"] > 0
 
 
 def test_the_profile_tells_where_all_the_time_went(text: dict[str, Any], tmp_path: Path) -> None:

@@ -110,20 +110,21 @@ class CopePositionEncoding(PositionEncoding):
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
         gates = (q @ k.mT * self.head_dim**-0.5).float().sigmoid()  # (B, H, Q, K)
-        before = gates * (state <= 0)
-        bias = self._scores(q, before.flip(-1).cumsum(-1).flip(-1), self.table[0])
-        if self.bidirectional:
-            after = self._scores(q, (gates * (state >= 0)).cumsum(-1), self.table[-1])
-            bias = torch.where(state > 0, after, bias)
-        return bias.to(q.dtype)
+        counted = gates.cumsum(-1)  # one sum for both sides: what lies between two keys is a difference
+        itself = (state == 0).int().argmax(-1, keepdim=True).expand(*q.shape[:3], 1)  # the query's own key
+        beyond = counted - counted.gather(-1, itself)
+        ahead = state > 0
+        positions = torch.where(ahead, beyond + gates.gather(-1, itself), gates - beyond)
+        return self._scores(q, positions, ahead).to(q.dtype)
 
-    def _scores(self, q: Tensor, positions: Tensor, table: Tensor) -> Tensor:
-        """Scores (B, H, Q, K) at fractional positions of that shape."""
-        positions = positions.clamp(max=self.max_position)
-        whole = q @ table.to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, R)
+    def _scores(self, q: Tensor, positions: Tensor, ahead: Tensor) -> Tensor:
+        """Scores (B, H, Q, K) at fractional positions of that shape, by the table of keys before or ahead (Q, K)."""
+        positions = positions.clamp(0, self.max_position)
+        whole = q @ self.table.flatten(0, 1).to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, tables * R)
+        start = ahead * ((len(self.table) - 1) * (self.max_position + 1))  # of the table
         below = positions.floor()
         share = (positions - below).to(q.dtype)
-        low, high = (whole.gather(-1, index.long()) for index in (below, positions.ceil()))
+        low, high = (whole.gather(-1, index.long() + start) for index in (below, positions.ceil()))
         return torch.lerp(low, high, share)
 
 

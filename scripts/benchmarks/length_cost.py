@@ -4,23 +4,30 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from meter import peak_mib, read_job
 from train_hf_mt import build
 
 from hf_mt.hardware import prepare_hardware
+from hf_mt.model import HfMtForConditionalGeneration
 from hf_mt.models import SHORT
+
+
+def new_model(job: dict[str, Any]) -> HfMtForConditionalGeneration:
+    """The job's model, without dropout, with the kernel that training chooses at its length."""
+    kernel = "eager" if job["length"] <= SHORT else None
+    size = {**job["size"], "dropout": 0.0}
+    return build({**job, "size": size}, kernel, max_position_embeddings=job["length"]).train()
 
 
 def main() -> None:
     job = read_job()
     prepare_hardware(job["threads"])
     torch.manual_seed(0)
-    size = {**job["size"], "dropout": 0.0}
-    kernel = "eager" if job["length"] <= SHORT else None  # as training chooses it
-    model = build({**job, "size": size}, kernel, max_position_embeddings=job["length"]).train()
-    ids = torch.randint(4, size["vocab_size"], (max(1, job["tokens"] // job["length"]), job["length"]))
+    model = new_model(job)
+    ids = torch.randint(4, job["size"]["vocab_size"], (max(1, job["tokens"] // job["length"]), job["length"]))
     before = peak_mib()
     times = []
     for _ in range(job["repeats"] + 1):

@@ -155,3 +155,10 @@ def length_plan(job: Mapping[str, Any]) -> list:
         for length in LENGTHS
         for encoding in POSITION_ENCODINGS
     ]
+
+
+def encodings_plan(job: Mapping[str, Any]) -> list:
+    """A training step of all encodings in turn, at the shortest length."""
+    name = {"suite": "encodings", "length": LENGTHS[0], "system": "hf_mt"}
+    given = {"size": SIZES["tiny"], "length": LENGTHS[0], "tokens": 4096, "repeats": 9}
+    return [(name, "encodings_in_turn.py", {**job, **given})]

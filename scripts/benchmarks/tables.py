@@ -34,7 +34,7 @@ def report(results: Results) -> str:
               if row.get("torch", version("torch")) != version("torch")}  # fmt: skip
     versions = ", ".join([*(f"{name} {version(name)}" for name in packages), *sorted(others)])
     parts = [*(training_table(results, size) for size in _sizes(results)), profile_table(results)]
-    parts += [decoding_table(results)]
+    parts += [decoding_table(results), encodings_table(results)]
     parts += [length_table(results, key, unit) for key, unit in LENGTH_COSTS.items()]
     return "\n\n".join([*filter(None, parts), f"{machine()}; {versions}; medians of repeated, interleaved runs."])
 
@@ -93,6 +93,15 @@ def profile_table(results: Results) -> str:
         [kind, *(f"{median(share.get(kind, 0) for share in shares[size]):.1f} %" for size in sizes)] for kind in kinds
     ]
     return table(("Time of a training step", *sizes), rows) if rows else ""
+
+
+def encodings_table(results: Results) -> str:
+    """What each encoding costs beside the cheapest, where all of them took turns."""
+    found = [row["microseconds_per_token"] for row in results.of(suite="encodings")]
+    costs = {name: median(row[name] for row in found) for name in (found[0] if found else ())}
+    rows = [[f"hf_mt {name}", f"{cost:,.0f}", f"{cost / min(costs.values()):.2f}"] for name, cost in costs.items()]
+    header = (f"Training, sentences of {LENGTHS[0]} tokens, all encodings in turn", "microseconds a token")
+    return table((*header, "this / cheapest"), rows) if rows else ""
 
 
 def length_table(results: Results, key: str, unit: str) -> str:
