@@ -45,7 +45,7 @@ class ShawPositionEncoding(ClippedDistances):
         init.xavier_uniform_(self.relative_values)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        scores = q @ self.relative_keys.to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, R)
+        scores = q @ (self.relative_keys * self.head_dim**-0.5).to(q.dtype).T  # (B, H, Q, R)
         return scores.gather(-1, state.expand(*q.shape[:2], -1, -1))  # (B, H, Q, K)
 
     def add_values(self, attn_output: Tensor, attn_weights: Tensor | None, state: Tensor) -> Tensor:
@@ -76,11 +76,13 @@ class DebertaPositionEncoding(ClippedDistances):
         init.normal_(self.relative_queries, mean=0.0, std=self.head_dim**-0.5)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        of_queries = q @ self.relative_keys.to(q.dtype).mT  # (B, H, Q, R)
-        of_keys = k @ self.relative_queries.to(q.dtype).mT  # (B, H, K, R)
+        for_queries, for_keys = (
+            (table * self.head_dim**-0.5).to(q.dtype).mT for table in (self.relative_keys, self.relative_queries)
+        )
+        of_queries, of_keys = q @ for_queries, k @ for_keys  # (B, H, Q, R) and (B, H, K, R)
         to_position = of_queries.gather(-1, state.expand(*q.shape[:2], -1, -1))  # (B, H, Q, K)
         to_content = of_keys.gather(-1, state.T.expand(*q.shape[:2], -1, -1)).mT  # (B, H, Q, K)
-        return (to_position + to_content) * self.head_dim**-0.5
+        return to_position + to_content
 
 
 class CopePositionEncoding(PositionEncoding):
@@ -109,23 +111,28 @@ class CopePositionEncoding(PositionEncoding):
         return distances(q_positions, k_positions)  # (Q, K)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        gates = (q @ k.mT * self.head_dim**-0.5).float().sigmoid()  # (B, H, Q, K)
+        gates = (q * self.head_dim**-0.5 @ k.mT).float().sigmoid()  # (B, H, Q, K)
         counted = gates.cumsum(-1)  # one sum for both sides: what lies between two keys is a difference
         itself = (state == 0).int().argmax(-1, keepdim=True).expand(*q.shape[:3], 1)  # the query's own key
         beyond = counted - counted.gather(-1, itself)
-        ahead = state > 0
-        positions = torch.where(ahead, beyond + gates.gather(-1, itself), gates - beyond)
-        return self._scores(q, positions, ahead).to(q.dtype)
+        positions = gates - beyond
+        if self.bidirectional:
+            positions = torch.where(state > 0, beyond + gates.gather(-1, itself), positions)
+        return self._scores(q, positions, state > 0)
 
     def _scores(self, q: Tensor, positions: Tensor, ahead: Tensor) -> Tensor:
         """Scores (B, H, Q, K) at fractional positions of that shape, by the table of keys before or ahead (Q, K)."""
         positions = positions.clamp(0, self.max_position)
-        whole = q @ self.table.flatten(0, 1).to(q.dtype).T * self.head_dim**-0.5  # (B, H, Q, tables * R)
-        start = ahead * ((len(self.table) - 1) * (self.max_position + 1))  # of the table
-        below = positions.floor()
-        share = (positions - below).to(q.dtype)
-        low, high = (whole.gather(-1, index.long() + start) for index in (below, positions.ceil()))
-        return torch.lerp(low, high, share)
+        below = positions.detach().floor()
+        index = below.long() + ahead * ((len(self.table) - 1) * (self.max_position + 1))
+        steps = nn.functional.pad(self.table.diff(dim=1), (0, 0, 0, 1))  # what one position more adds
+        whole, slopes = self._products(q, self.table, index), self._products(q, steps, index)
+        return torch.addcmul(whole, slopes, (positions - below).to(q.dtype))
+
+    def _products(self, q: Tensor, vectors: Tensor, index: Tensor) -> Tensor:
+        """Scaled products (B, H, Q, K) of queries with vectors (tables, R, E), each pair's chosen by its index."""
+        scaled = (vectors * self.head_dim**-0.5).to(q.dtype)
+        return (q @ scaled.flatten(0, 1).T).gather(-1, index)
 
 
 def _clipping_distance(config: HfMtConfig) -> int:
