@@ -76,10 +76,9 @@ class DebertaPositionEncoding(ClippedDistances):
         init.normal_(self.relative_queries, mean=0.0, std=self.head_dim**-0.5)
 
     def bias(self, q: Tensor, k: Tensor, state: Tensor) -> Tensor:
-        for_queries, for_keys = (
-            (table * self.head_dim**-0.5).to(q.dtype).mT for table in (self.relative_keys, self.relative_queries)
-        )
-        of_queries, of_keys = q @ for_queries, k @ for_keys  # (B, H, Q, R) and (B, H, K, R)
+        scale = self.head_dim**-0.5  # of the tables, which are smaller than the scores
+        of_queries = q @ (self.relative_keys * scale).to(q.dtype).mT  # (B, H, Q, R)
+        of_keys = k @ (self.relative_queries * scale).to(q.dtype).mT  # (B, H, K, R)
         to_position = of_queries.gather(-1, state.expand(*q.shape[:2], -1, -1))  # (B, H, Q, K)
         to_content = of_keys.gather(-1, state.T.expand(*q.shape[:2], -1, -1)).mT  # (B, H, Q, K)
         return to_position + to_content
@@ -114,11 +113,11 @@ class CopePositionEncoding(PositionEncoding):
         gates = (q * self.head_dim**-0.5 @ k.mT).float().sigmoid()  # (B, H, Q, K)
         counted = gates.cumsum(-1)  # one sum for both sides: what lies between two keys is a difference
         itself = (state == 0).int().argmax(-1, keepdim=True).expand(*q.shape[:3], 1)  # the query's own key
-        beyond = counted - counted.gather(-1, itself)
-        positions = gates - beyond
+        beyond = counted - counted.gather(-1, itself)  # gates behind the query, up to the key; below 0 before it
+        positions, ahead = gates - beyond, state > 0
         if self.bidirectional:
-            positions = torch.where(state > 0, beyond + gates.gather(-1, itself), positions)
-        return self._scores(q, positions, state > 0)
+            positions = torch.where(ahead, beyond + gates.gather(-1, itself), positions)
+        return self._scores(q, positions, ahead)
 
     def _scores(self, q: Tensor, positions: Tensor, ahead: Tensor) -> Tensor:
         """Scores (B, H, Q, K) at fractional positions of that shape, by the table of keys before or ahead (Q, K)."""

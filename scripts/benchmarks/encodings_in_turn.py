@@ -5,11 +5,10 @@ Programs that run one after the other see another machine each, where it is shar
 
 import json
 import statistics
-import time
 from pathlib import Path
 
 import torch
-from length_cost import new_model
+from length_cost import new_ids, new_model, step_seconds
 from meter import read_job
 
 from hf_mt.hardware import prepare_hardware
@@ -21,14 +20,11 @@ def main() -> None:
     prepare_hardware(job["threads"])
     torch.manual_seed(0)
     models = {name: new_model({**job, "system": f"hf_mt {name}"}) for name in POSITION_ENCODINGS}
-    ids = torch.randint(4, job["size"]["vocab_size"], (max(1, job["tokens"] // job["length"]), job["length"]))
+    ids = new_ids(job)
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(job["repeats"] + 1):
         for name, model in models.items():
-            start = time.perf_counter()
-            model(input_ids=ids, labels=ids).loss.backward()
-            model.zero_grad()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(step_seconds(model, ids))
     costs = {name: 1e6 * statistics.median(found[1:]) / ids.numel() for name, found in times.items()}
     Path(job["result"]).write_text(json.dumps({"microseconds_per_token": costs}), encoding="utf-8")
 

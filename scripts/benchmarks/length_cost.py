@@ -22,19 +22,27 @@ def new_model(job: dict[str, Any]) -> HfMtForConditionalGeneration:
     return build({**job, "size": size}, kernel, max_position_embeddings=job["length"]).train()
 
 
+def new_ids(job: dict[str, Any]) -> torch.Tensor:
+    """(B, length) random tokens, about as many as the job wants."""
+    shape = (max(1, job["tokens"] // job["length"]), job["length"])
+    return torch.randint(4, job["size"]["vocab_size"], shape)
+
+
+def step_seconds(model: HfMtForConditionalGeneration, ids: torch.Tensor) -> float:
+    """Time of one step, forward and backward."""
+    start = time.perf_counter()
+    model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad()
+    return time.perf_counter() - start
+
+
 def main() -> None:
     job = read_job()
     prepare_hardware(job["threads"])
     torch.manual_seed(0)
-    model = new_model(job)
-    ids = torch.randint(4, job["size"]["vocab_size"], (max(1, job["tokens"] // job["length"]), job["length"]))
+    model, ids = new_model(job), new_ids(job)
     before = peak_mib()
-    times = []
-    for _ in range(job["repeats"] + 1):
-        start = time.perf_counter()
-        model(input_ids=ids, labels=ids).loss.backward()
-        model.zero_grad()
-        times.append(time.perf_counter() - start)
+    times = [step_seconds(model, ids) for _ in range(job["repeats"] + 1)]
     result = {
         "microseconds_per_token": 1e6 * statistics.median(times[1:]) / ids.numel(),
         "step_mib": peak_mib() - before,
