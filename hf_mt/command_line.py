@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from hf_mt.errors import InputError, checked_text, visible
 from hf_mt.key_rules import SECRET_KEYS
+from hf_mt.process_group import close_process_group, keep_out_of_defaults
 from hf_mt.search_limits import LIMITS
 from hf_mt.settings import convert
 
@@ -39,8 +40,12 @@ def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`. What the user can cure ends as one message on stderr and exit code 2, an interrupt as
     one line and 130, a closed pipe as 141; any other exception keeps its traceback.
     """
+    keep_out_of_defaults()
     try:
-        main()
+        status = _status(main)
+        close_process_group()
+        if status is not None:
+            raise SystemExit(status)
     except InputError as error:
         _end(error)
     except KeyboardInterrupt:
@@ -61,6 +66,15 @@ def run_script(main: Callable[[], None]) -> None:
         if error.errno not in CURABLE:
             raise
         _end(f"{error.filename or 'a file'} can't be written: {error.strerror}; make room, or write somewhere else")
+
+
+def _status(main: Callable[[], None]) -> object:
+    """What `main` exits with, after its frames, and what they hold, are gone."""
+    try:
+        main()
+    except SystemExit as leaving:
+        return leaving.code
+    return None
 
 
 def _end(message: object) -> NoReturn:

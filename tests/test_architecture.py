@@ -15,7 +15,8 @@ PACKAGE = ROOT / "hf_mt"
 
 # what a sentence passes through, in order; a module imports only from its own stage and from those above
 _STAGES = """
-arguments: key_rules errors settings arguments trainer_keys search_limits command_line experiment run_folder text_files
+arguments: key_rules errors settings arguments trainer_keys search_limits process_group command_line experiment \
+run_folder text_files
 corpora: cldr pair_files corpora
 tokenization: tokenization pretrained
 data: batching data data_table pair_stream streaming load_data

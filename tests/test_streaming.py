@@ -465,10 +465,22 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+# scripts/train.py, and how many of gloo's threads it leaves behind
+TRAIN = f"""
+import runpy, sys
+from pathlib import Path
+runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+sys.stdout.write(f"left: {{names.count('pt_gloo_runloop' + chr(10))}}\\n")
+"""
+
+
 def test_two_processes_learn_what_one_does(config: Path, tmp_path: Path) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(TRAIN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_PORT": "0"}
     launcher = [Path(sys.executable).with_name("accelerate"), "launch", "--quiet", "--config_file"]
-    command = [*launcher, ROOT / "configs/accelerate/ddp_cpu.yaml", ROOT / "scripts/train.py", config]
+    command = [*launcher, ROOT / "configs/accelerate/ddp_cpu.yaml", program, config]
     words = [str(word) for word in (*command, "--output_dir", tmp_path / "two")]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -482,6 +494,7 @@ def test_two_processes_learn_what_one_does(config: Path, tmp_path: Path) -> None
     table = json.loads((tmp_path / "two/data_table.json").read_text())
     assert table["train"]["kept"] > 170 and table["test"]["kept"] == 7
     assert "trained on the first 170 pairs" in done.stderr and "Read so far" in done.stdout
+    assert done.stdout.count("left: 0\n") == 2  # test_process_group.py has the control
 
 
 def _losses(words: list[str]) -> list[float]:
